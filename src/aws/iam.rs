@@ -1,0 +1,230 @@
+//! IAM: the users of tenants, their inline policies and access keys.
+//!
+//! Not here: when which call is made (`steps`), the policies' text (`policy`). Managed policies are only
+//! ever detached and deleted: the broker before this one made them.
+//!
+//! Invariants
+//! - Every call about a key names its user; without it IAM would act on the broker's own keys.
+//! - What is deleted and not there counts as deleted; a list of something that is not there is empty.
+//! - CreateAccessKey is sent once: its answer holds the secret, and a second answer would hold another.
+//!
+//! Sources: AWS-FACTS sections 4 (IAM) and 6.
+
+use super::error::none_if;
+use super::query::{Form, Service};
+use super::xml::Element;
+use super::{AwsError, Caller};
+use crate::config::Secret;
+
+/// The code for "no such user, key or policy".
+const GONE: &[&str] = &["NoSuchEntity"];
+
+/// An IAM user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct User {
+    /// The ARN; its form is the store's affair.
+    pub(crate) arn: String,
+    /// The path, `/` where the store has none.
+    pub(crate) path: String,
+}
+
+impl User {
+    /// Reads `<User>` below a result.
+    fn read(operation: &'static str, result: &Element) -> Result<User, AwsError> {
+        let arn = result.find_text(&["User", "Arn"]).filter(|arn| !arn.is_empty());
+        let arn = arn
+            .ok_or(AwsError::Malformed {
+                operation,
+                what: "a user without ARN",
+            })?
+            .to_owned();
+        let path = result.find_text(&["User", "Path"]).unwrap_or("/").to_owned();
+        Ok(User { arn, path })
+    }
+}
+
+/// A new access key, as it is seen this once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AccessKey {
+    /// Its id.
+    pub(crate) id: String,
+    /// Its secret.
+    pub(crate) secret: Secret,
+}
+
+/// A version of a managed policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PolicyVersion {
+    /// Its id, `v1` and so on.
+    pub(crate) id: String,
+    /// Whether it is in force; then it goes only with the policy.
+    pub(crate) is_default: bool,
+}
+
+/// The texts of a list's members, at `field` or of the member itself.
+fn owned(text: Option<&str>) -> Option<String> {
+    text.filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+impl Caller<'_> {
+    /// IAM as these calls need it.
+    fn iam(&self) -> Service<'_> {
+        Service {
+            name: "iam",
+            version: "2010-05-08",
+            endpoint: &self.aws.endpoints.iam,
+        }
+    }
+
+    /// Sends an IAM call whose answer holds nothing.
+    fn tell_iam(&self, operation: &'static str, parameters: &[(&str, &str)]) -> Result<(), AwsError> {
+        self.submit(&self.iam(), &Form::new(operation, parameters))
+            .map(drop)
+    }
+
+    /// Sends an IAM call that is content when there is nothing to act on.
+    fn remove_in_iam(&self, operation: &'static str, parameters: &[(&str, &str)]) -> Result<(), AwsError> {
+        none_if(self.tell_iam(operation, parameters), GONE).map(drop)
+    }
+
+    /// Makes a user; `None` when there is one of that name, whoever made it.
+    pub(crate) fn create_user(
+        &self,
+        name: &str,
+        path: Option<&str>,
+        boundary: Option<&str>,
+        tags: &[(String, String)],
+    ) -> Result<Option<User>, AwsError> {
+        let operation = "CreateUser";
+        let mut form = Form::new(operation, &[("UserName", name)]);
+        if let Some(path) = path {
+            form = form.with("Path", path);
+        }
+        if let Some(boundary) = boundary {
+            form = form.with("PermissionsBoundary", boundary);
+        }
+        for (number, (key, value)) in (1..).zip(tags) {
+            form = form.with(format!("Tags.member.{number}.Key"), key.as_str());
+            form = form.with(format!("Tags.member.{number}.Value"), value.as_str());
+        }
+        let made = none_if(self.ask(&self.iam(), &form), &["EntityAlreadyExists"])?;
+        made.map(|result| User::read(operation, &result)).transpose()
+    }
+
+    /// Looks a user up.
+    pub(crate) fn get_user(&self, name: &str) -> Result<Option<User>, AwsError> {
+        let operation = "GetUser";
+        let form = Form::new(operation, &[("UserName", name)]);
+        let found = none_if(self.ask(&self.iam(), &form), GONE)?;
+        found.map(|result| User::read(operation, &result)).transpose()
+    }
+
+    /// Deletes a user that has no keys and policies any more.
+    pub(crate) fn delete_user(&self, name: &str) -> Result<(), AwsError> {
+        self.remove_in_iam("DeleteUser", &[("UserName", name)])
+    }
+
+    /// Sets one inline policy of a user, replacing the one of the same name.
+    pub(crate) fn put_user_policy(
+        &self,
+        user: &str,
+        policy_name: &str,
+        document: &str,
+    ) -> Result<(), AwsError> {
+        let parameters = [
+            ("UserName", user),
+            ("PolicyName", policy_name),
+            ("PolicyDocument", document),
+        ];
+        self.tell_iam("PutUserPolicy", &parameters)
+    }
+
+    /// The names of a user's inline policies.
+    pub(crate) fn list_user_policies(&self, user: &str) -> Result<Vec<String>, AwsError> {
+        let form = Form::new("ListUserPolicies", &[("UserName", user)]);
+        self.list(&self.iam(), &form, "PolicyNames", |member| {
+            owned(Some(&member.text))
+        })
+    }
+
+    /// Deletes one inline policy of a user.
+    pub(crate) fn delete_user_policy(&self, user: &str, policy_name: &str) -> Result<(), AwsError> {
+        self.remove_in_iam(
+            "DeleteUserPolicy",
+            &[("UserName", user), ("PolicyName", policy_name)],
+        )
+    }
+
+    /// The ARNs of the managed policies attached to a user.
+    pub(crate) fn list_attached_user_policies(&self, user: &str) -> Result<Vec<String>, AwsError> {
+        let form = Form::new("ListAttachedUserPolicies", &[("UserName", user)]);
+        self.list(&self.iam(), &form, "AttachedPolicies", |member| {
+            owned(member.find_text(&["PolicyArn"]))
+        })
+    }
+
+    /// Takes a managed policy off a user.
+    pub(crate) fn detach_user_policy(&self, user: &str, policy_arn: &str) -> Result<(), AwsError> {
+        self.remove_in_iam(
+            "DetachUserPolicy",
+            &[("UserName", user), ("PolicyArn", policy_arn)],
+        )
+    }
+
+    /// The versions of a managed policy.
+    pub(crate) fn list_policy_versions(&self, policy_arn: &str) -> Result<Vec<PolicyVersion>, AwsError> {
+        let form = Form::new("ListPolicyVersions", &[("PolicyArn", policy_arn)]);
+        self.list(&self.iam(), &form, "Versions", |member| {
+            let id = owned(member.find_text(&["VersionId"]))?;
+            Some(PolicyVersion {
+                id,
+                is_default: member.is_true(&["IsDefaultVersion"]),
+            })
+        })
+    }
+
+    /// Deletes a version of a managed policy that is not the default one.
+    pub(crate) fn delete_policy_version(&self, policy_arn: &str, version: &str) -> Result<(), AwsError> {
+        self.remove_in_iam(
+            "DeletePolicyVersion",
+            &[("PolicyArn", policy_arn), ("VersionId", version)],
+        )
+    }
+
+    /// Deletes a managed policy that is attached to nobody and has one version left.
+    pub(crate) fn delete_policy(&self, policy_arn: &str) -> Result<(), AwsError> {
+        self.remove_in_iam("DeletePolicy", &[("PolicyArn", policy_arn)])
+    }
+
+    /// Makes an access key. When no answer comes, a key may exist whose secret nobody knows: list the keys
+    /// and delete the unknown one.
+    pub(crate) fn create_access_key(&self, user: &str) -> Result<AccessKey, AwsError> {
+        let operation = "CreateAccessKey";
+        let form = Form::new(operation, &[("UserName", user)]).only_once();
+        let result = self.ask(&self.iam(), &form)?;
+        let field = |name| owned(result.find_text(&["AccessKey", name]));
+        match (field("AccessKeyId"), field("SecretAccessKey")) {
+            (Some(id), Some(secret)) => Ok(AccessKey {
+                id,
+                secret: Secret::new(secret),
+            }),
+            _ => Err(AwsError::Malformed {
+                operation,
+                what: "a key without id or secret",
+            }),
+        }
+    }
+
+    /// The ids of a user's access keys.
+    pub(crate) fn list_access_keys(&self, user: &str) -> Result<Vec<String>, AwsError> {
+        let form = Form::new("ListAccessKeys", &[("UserName", user)]);
+        self.list(&self.iam(), &form, "AccessKeyMetadata", |member| {
+            owned(member.find_text(&["AccessKeyId"]))
+        })
+    }
+
+    /// Deletes an access key.
+    pub(crate) fn delete_access_key(&self, user: &str, id: &str) -> Result<(), AwsError> {
+        self.remove_in_iam("DeleteAccessKey", &[("UserName", user), ("AccessKeyId", id)])
+    }
+}

@@ -1,0 +1,255 @@
+//! AWS: the settings, one HTTP agent for S3, IAM and STS, and the [`Caller`] whose methods are the operations.
+//!
+//! Not here: what the calls are for (`steps`), which task is tried again (`worker`), where settings come
+//! from (`config`), and the one door out (`send`).
+//!
+//! Invariants
+//! - Nothing can be called without a key and a [`Permit`].
+//! - Redirects are not followed, since a signature is good for one host, and no proxy is used.
+//! - Only the certificates in the settings are trusted.
+//!
+//! Sources: AWS-FACTS section 3; CRATES.md section H (ureq).
+
+use std::time::Duration;
+
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use crate::tls::{self, CertificateDer};
+
+mod call;
+mod credentials;
+mod endpoints;
+mod error;
+mod iam;
+mod policy;
+mod query;
+mod retry;
+mod s3;
+mod s3_configuration;
+mod s3_objects;
+mod send;
+mod sigv4;
+mod sts;
+mod xml;
+
+pub(crate) use credentials::Credentials;
+pub(crate) use endpoints::SettingsError;
+pub(crate) use error::AwsError;
+pub(crate) use iam::{AccessKey, PolicyVersion, User};
+pub(crate) use policy::{KmsKey, KmsKeyError, tag_value, tenant_policy, tls_only_bucket_policy};
+pub(crate) use s3::BucketCreation;
+pub(crate) use s3_configuration::{Encryption, LifecycleRule};
+pub(crate) use s3_objects::{AbortedUpload, ObjectError, ObjectVersion, Upload, VersionPage};
+pub(crate) use sts::CallerIdentity;
+
+use endpoints::{Chosen, Endpoints};
+
+/// How long connecting and the TLS handshake may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How we introduce ourselves.
+const USER_AGENT: &str = concat!("servicebroker/", env!("CARGO_PKG_VERSION"));
+
+/// What `config` knows about AWS.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// The region of all buckets.
+    pub(crate) region: String,
+    /// The endpoint of every service that has none of its own.
+    pub(crate) endpoint_url: Option<String>,
+    /// The endpoint of S3.
+    pub(crate) endpoint_url_s3: Option<String>,
+    /// The endpoint of IAM.
+    pub(crate) endpoint_url_iam: Option<String>,
+    /// The endpoint of STS.
+    pub(crate) endpoint_url_sts: Option<String>,
+    /// Whom to trust; may be empty when every endpoint is plain http.
+    pub(crate) roots: Vec<CertificateDer<'static>>,
+    /// How long one call may take with all its retries.
+    pub(crate) call_deadline: Duration,
+    /// Idle connections kept for each host; as many as there are workers.
+    pub(crate) max_idle_per_host: usize,
+}
+
+/// The way to AWS, shared by all threads.
+pub(crate) struct Aws {
+    /// Holds the connections.
+    agent: ureq::Agent,
+    /// The region of all buckets.
+    region: String,
+    /// Where the services are.
+    endpoints: Endpoints,
+    /// How long one call may take with all its retries.
+    call_deadline: Duration,
+}
+
+impl Aws {
+    /// Checks the settings. Nothing is connected yet.
+    pub(crate) fn new(settings: Settings) -> Result<Aws, SettingsError> {
+        let chosen = Chosen {
+            all: settings.endpoint_url.as_deref(),
+            s3: settings.endpoint_url_s3.as_deref(),
+            iam: settings.endpoint_url_iam.as_deref(),
+            sts: settings.endpoint_url_sts.as_deref(),
+        };
+        let endpoints = Endpoints::choose(&settings.region, chosen)?;
+        if endpoints.need_roots() && settings.roots.is_empty() {
+            return Err(SettingsError::NoRoots);
+        }
+        let agent = build_agent(&settings);
+        Ok(Aws {
+            agent,
+            region: settings.region,
+            endpoints,
+            call_deadline: settings.call_deadline,
+        })
+    }
+
+    /// The region of all buckets.
+    pub(crate) fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// The partition: the second field of every ARN.
+    pub(crate) fn partition(&self) -> &'static str {
+        self.endpoints.partition
+    }
+
+    /// Whether tenants reach S3 without TLS.
+    pub(crate) fn s3_is_plain_http(&self) -> bool {
+        self.endpoints.s3.is_plain_http()
+    }
+
+    /// The endpoint of S3, if it is not AWS' own.
+    pub(crate) fn s3_endpoint(&self) -> Option<&str> {
+        Some(&self.endpoints.s3)
+            .filter(|it| it.custom)
+            .map(|it| it.base.as_str())
+    }
+
+    /// Binds a key and a permit to the calls that follow.
+    pub(crate) fn caller<'a>(&'a self, credentials: &'a Credentials, permit: &'a dyn Permit) -> Caller<'a> {
+        Caller {
+            aws: self,
+            credentials,
+            permit,
+            owner: None,
+        }
+    }
+}
+
+/// The agent: no proxy, no redirects, statuses are answers, only the given certificates are trusted.
+fn build_agent(settings: &Settings) -> ureq::Agent {
+    let roots: Vec<Certificate<'static>> = settings
+        .roots
+        .iter()
+        .map(|root| Certificate::from_der(root).to_owned())
+        .collect();
+    let tls = TlsConfig::builder()
+        .unversioned_rustls_crypto_provider(tls::provider())
+        .root_certs(RootCerts::new_with_certs(&roots))
+        .build();
+    let total_idle = settings.max_idle_per_host.saturating_mul(4); // S3 has a host per bucket
+    ureq::Agent::config_builder()
+        .tls_config(tls)
+        .proxy(None)
+        .max_redirects(0)
+        .http_status_as_error(false)
+        .user_agent(USER_AGENT)
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .max_idle_connections(total_idle)
+        .max_idle_connections_per_host(settings.max_idle_per_host)
+        .build()
+        .new_agent()
+}
+
+/// Asked before every attempt of every call.
+pub(crate) trait Permit: Sync {
+    /// Whether the call may be sent. `false` where a lease is lost, the task cancelled, the process ending.
+    fn may_call(&self, operation: &'static str) -> bool;
+}
+
+/// Makes calls with one key, as long as one permit is given.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    /// The way to AWS.
+    aws: &'a Aws,
+    /// Signs the calls.
+    credentials: &'a Credentials,
+    /// Allows the calls.
+    permit: &'a dyn Permit,
+    /// The account that buckets are expected to belong to.
+    owner: Option<&'a str>,
+}
+
+impl<'a> Caller<'a> {
+    /// The same caller, whose calls about what is in a bucket, and DeleteBucket, are refused by AWS when the
+    /// bucket belongs to another account.
+    pub(crate) fn expecting_owner(self, account: Option<&'a str>) -> Caller<'a> {
+        Caller {
+            owner: account,
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(region: &str, s3: Option<&str>) -> Settings {
+        Settings {
+            region: region.into(),
+            endpoint_url: None,
+            endpoint_url_s3: s3.map(str::to_owned),
+            endpoint_url_iam: None,
+            endpoint_url_sts: None,
+            roots: vec![CertificateDer::from(vec![0])],
+            call_deadline: Duration::from_secs(15),
+            max_idle_per_host: 8,
+        }
+    }
+
+    #[test]
+    fn tenants_are_told_where_their_bucket_is() {
+        let cases = [
+            ("eu-central-1", None, "b-1", "b-1.s3.eu-central-1.amazonaws.com"),
+            ("cn-north-1", None, "b-1", "b-1.s3.cn-north-1.amazonaws.com.cn"),
+            ("us-east-1", None, "b.1", "s3.us-east-1.amazonaws.com/b.1"),
+            (
+                "us-east-1",
+                Some("http://localhost:9000/"),
+                "b-1",
+                "localhost:9000/b-1",
+            ),
+            (
+                "us-east-1",
+                Some("https://store.test/s3"),
+                "b-1",
+                "store.test/s3/b-1",
+            ),
+        ];
+        for (region, s3, bucket, location) in cases {
+            let aws = Aws::new(settings(region, s3)).unwrap();
+            assert_eq!(aws.bucket_location(bucket), location);
+            assert_eq!(aws.s3_endpoint(), s3.map(|url| url.trim_end_matches('/')));
+            assert_eq!(
+                aws.s3_is_plain_http(),
+                s3.is_some_and(|url| url.starts_with("http:"))
+            );
+            assert_eq!(aws.region(), region);
+        }
+    }
+
+    #[test]
+    fn https_without_anybody_to_trust_is_refused() {
+        let without = |endpoint_url: Option<&str>| Settings {
+            roots: Vec::new(),
+            endpoint_url: endpoint_url.map(str::to_owned),
+            ..settings("us-east-1", None)
+        };
+        assert_eq!(Aws::new(without(None)).err(), Some(SettingsError::NoRoots));
+        assert_eq!(Aws::new(without(Some("http://127.0.0.1:1"))).err(), None);
+        let words = Aws::new(without(Some("nonsense"))).err().unwrap().to_string();
+        assert_eq!(words, "AWS_ENDPOINT_URL: not a URL");
+    }
+}

@@ -1,0 +1,439 @@
+//! The one door out: a call is signed, sent, answered, and sent again where that helps.
+//!
+//! Not here: which failures are worth another attempt and when (`retry`), what an answer means (the
+//! operations, `error`).
+//!
+//! Invariants
+//! - For each attempt the permit is asked first and the signature made afresh.
+//! - [`Caller::send`] ends within the call deadline, its retries and pauses included.
+//! - URLs, headers and bodies never reach a log or an error: a signed URL is a key for minutes.
+//! - An answer is read to its end or its connection is not used again.
+//!
+//! Sources: AWS-FACTS sections 1, 2 and 5; CRATES.md section H (ureq).
+
+use std::io;
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::Timestamp;
+use ureq::http::header::HeaderMap;
+
+use super::call::{Answer, Call, Signing};
+use super::error::read_error;
+use super::retry::{self, Asked, RetryPolicy};
+use super::{AwsError, Caller, query, s3, xml};
+use crate::tls;
+
+/// The longest answer that is read. A page of 1,000 versions with the longest keys has 4 MiB.
+const ANSWER_BYTES_MAX: u64 = 10 * 1024 * 1024;
+
+/// A failed attempt.
+struct Failure {
+    /// What `send` returns if it does not try again.
+    error: AwsError,
+    /// The pause that the answer asked for.
+    asked: Asked,
+}
+
+impl From<AwsError> for Failure {
+    fn from(error: AwsError) -> Failure {
+        Failure {
+            error,
+            asked: Asked::Nothing,
+        }
+    }
+}
+
+/// The moment that signatures carry. The one place that reads the clock for them, so that a correction
+/// learned from AWS' answers would be added here.
+fn now() -> Timestamp {
+    Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+impl Caller<'_> {
+    /// Sends a call, and again where that is safe and may help, until the call deadline.
+    pub(super) fn send(&self, call: &Call<'_>) -> Result<Answer, AwsError> {
+        let deadline = Instant::now() + self.aws.call_deadline;
+        let mut attempt = 1;
+        loop {
+            if !self.permit.may_call(call.operation) {
+                return Err(AwsError::Halted {
+                    operation: call.operation,
+                });
+            }
+            let failure = match self.attempt(call, deadline, attempt) {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            let pause = RetryPolicy::of(failure.error.class(), call.repeatable)
+                .and_then(|policy| policy.delay_after(attempt, failure.asked, retry::random()))
+                .filter(|pause| Instant::now() + *pause < deadline);
+            let Some(pause) = pause else {
+                return Err(failure.error);
+            };
+            // Sleeping holds up this worker's thread alone, and the deadline, which is shorter than the
+            // lease and the time that a shutdown waits, bounds it.
+            std::thread::sleep(pause);
+            attempt += 1;
+        }
+    }
+
+    /// Sends a call once and logs how it went.
+    fn attempt(&self, call: &Call<'_>, deadline: Instant, attempt: u32) -> Result<Answer, Failure> {
+        let started = Instant::now();
+        let result = self.exchange(call, deadline.saturating_duration_since(started));
+        let (operation, took_ms) = (call.operation, started.elapsed().as_millis());
+        match &result {
+            Ok((status, _)) => log::debug!(
+                "aws call done: operation={operation} status={status} took_ms={took_ms} attempt={attempt}"
+            ),
+            Err(Failure { error, .. }) => {
+                log::debug!("aws call failed: took_ms={took_ms} attempt={attempt} cause={error}");
+            }
+        }
+        result.map(|(_, answer)| answer)
+    }
+
+    /// One request and its answer, read to its end so that the connection can be used again.
+    fn exchange(&self, call: &Call<'_>, remaining: Duration) -> Result<(u16, Answer), Failure> {
+        let operation = call.operation;
+        if remaining.is_zero() {
+            return Err(AwsError::Deadline { operation }.into());
+        }
+        let response = self
+            .transmit(call, remaining)
+            .map_err(|error| describe_transport(operation, &error))?;
+        let status = response.status().as_u16();
+        let (parts, body) = response.into_parts();
+        let body = body
+            .into_with_config()
+            .limit(ANSWER_BYTES_MAX)
+            .read_to_vec()
+            .map_err(|error| describe_transport(operation, &error))?;
+        let root = xml::read(&body);
+        let failed_late = root.as_ref().is_ok_and(|root| root.name == "Error");
+        if (200..300).contains(&status) && !failed_late {
+            return Ok((status, Answer { operation, root }));
+        }
+        let header = |name| text_header(&parts.headers, name);
+        let request_id = header("x-amz-request-id").or_else(|| header("x-amzn-requestid"));
+        Err(Failure {
+            error: read_error(operation, status, request_id, &body),
+            asked: Asked::read(status, header("x-amz-retry-after"), header("retry-after")),
+        })
+    }
+
+    /// Signs the call with the present time and hands it to the agent.
+    fn transmit(
+        &self,
+        call: &Call<'_>,
+        remaining: Duration,
+    ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
+        let signed = match call.signing {
+            Signing::Url => s3::sign(call, self.credentials, now()),
+            Signing::Header { service } => query::sign(call, service, self.credentials, now()),
+        };
+        let mut request = ureq::http::Request::builder()
+            .method(call.method.to_str())
+            .uri(signed.url.as_str());
+        for (name, value) in &signed.headers {
+            request = request.header(*name, value.as_str());
+        }
+        let agent = &self.aws.agent;
+        match &call.body {
+            Some(body) => {
+                let request = agent.configure_request(request.body(body.as_bytes())?);
+                agent.run(request.timeout_global(Some(remaining)).build())
+            }
+            None => {
+                let request = agent.configure_request(request.body(())?);
+                agent.run(request.timeout_global(Some(remaining)).build())
+            }
+        }
+    }
+}
+
+/// A header's value, if it is text.
+fn text_header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// A failure of the connection in fixed words. The library's own text may hold the URL.
+fn describe_transport(operation: &'static str, error: &ureq::Error) -> AwsError {
+    if matches!(error, ureq::Error::Timeout(ureq::Timeout::Global)) {
+        return AwsError::Deadline { operation };
+    }
+    if matches!(error, ureq::Error::BodyExceedsLimit(_)) {
+        return AwsError::Malformed {
+            operation,
+            what: "the answer is too long",
+        };
+    }
+    if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_)) {
+        return AwsError::Malformed {
+            operation,
+            what: "the request cannot be written",
+        };
+    }
+    let cause = if let ureq::Error::Io(error) = error {
+        describe_io(error)
+    } else if matches!(error, ureq::Error::Timeout(_)) {
+        "timed out"
+    } else if matches!(error, ureq::Error::HostNotFound) {
+        "host not found"
+    } else if matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_)) {
+        "TLS failed"
+    } else if matches!(
+        error,
+        ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..)
+    ) {
+        "not an HTTP answer"
+    } else {
+        "connection failed"
+    };
+    AwsError::Unreachable { operation, cause }
+}
+
+/// A failure of the socket, or of TLS upon it, in fixed words.
+fn describe_io(error: &io::Error) -> &'static str {
+    if let Some(words) = tls::describe_failure(error) {
+        return words;
+    }
+    let words = [
+        (io::ErrorKind::ConnectionRefused, "connection refused"),
+        (io::ErrorKind::ConnectionReset, "connection closed"),
+        (io::ErrorKind::ConnectionAborted, "connection closed"),
+        (io::ErrorKind::BrokenPipe, "connection closed"),
+        (io::ErrorKind::UnexpectedEof, "connection closed"),
+        (io::ErrorKind::TimedOut, "timed out"),
+        (io::ErrorKind::HostUnreachable, "host unreachable"),
+        (io::ErrorKind::NetworkUnreachable, "network unreachable"),
+    ];
+    words
+        .iter()
+        .find(|(kind, _)| *kind == error.kind())
+        .map_or("connection failed", |(_, words)| words)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+    use crate::aws::{Aws, Credentials, Permit, Settings};
+    use crate::config::Secret;
+
+    const LOCATION: &str = "<LocationConstraint>EU</LocationConstraint>";
+    const KEY: &str = "<CreateAccessKeyResponse><CreateAccessKeyResult><AccessKey><AccessKeyId>A</AccessKeyId>\
+        <SecretAccessKey>planted-new</SecretAccessKey></AccessKey></CreateAccessKeyResult></CreateAccessKeyResponse>";
+
+    /// What the stub does with a request.
+    #[derive(Clone, Copy)]
+    enum Reply {
+        Answer(u16, &'static str),
+        HalfAnAnswer,
+        Redirect,
+        Close,
+        Silence,
+    }
+
+    /// An AWS on the loopback that answers by a script; its last line is for all further requests.
+    struct Stub {
+        port: u16,
+        requests: Arc<AtomicUsize>,
+        connections: Arc<AtomicUsize>,
+    }
+
+    impl Stub {
+        fn start(script: &'static [Reply]) -> Stub {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let stub = Stub {
+                port: listener.local_addr().unwrap().port(),
+                requests: Arc::default(),
+                connections: Arc::default(),
+            };
+            let (requests, connections) = (Arc::clone(&stub.requests), Arc::clone(&stub.connections));
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    connections.fetch_add(1, SeqCst);
+                    let requests = Arc::clone(&requests);
+                    std::thread::spawn(move || serve(&stream.unwrap(), script, &requests));
+                }
+            });
+            stub
+        }
+    }
+
+    fn serve(mut stream: &TcpStream, script: &[Reply], requests: &AtomicUsize) {
+        let mut reader = BufReader::new(stream);
+        loop {
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                    return;
+                }
+                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                if line == "\r\n" {
+                    break;
+                }
+            }
+            reader.read_exact(&mut vec![0; length]).unwrap();
+            let number = requests.fetch_add(1, SeqCst);
+            let text = match script[number.min(script.len() - 1)] {
+                Reply::Answer(status, body) => {
+                    format!(
+                        "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
+                        body.len()
+                    )
+                }
+                Reply::HalfAnAnswer => "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n<Location".into(),
+                Reply::Redirect => {
+                    "HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n".into()
+                }
+                Reply::Close => String::new(),
+                Reply::Silence => {
+                    std::thread::sleep(Duration::from_secs(3));
+                    String::new()
+                }
+            };
+            if stream.write_all(text.as_bytes()).is_err() || !text.ends_with(['>', '\n']) {
+                return;
+            }
+        }
+    }
+
+    /// Allows so many calls.
+    struct Calls(AtomicUsize);
+
+    impl Permit for Calls {
+        fn may_call(&self, _operation: &'static str) -> bool {
+            self.0
+                .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
+                .is_ok()
+        }
+    }
+
+    fn call<T>(port: u16, permits: usize, operation: impl Fn(Caller<'_>) -> T) -> T {
+        let aws = Aws::new(Settings {
+            region: "eu-west-1".into(),
+            endpoint_url: Some(format!("http://127.0.0.1:{port}")),
+            endpoint_url_s3: None,
+            endpoint_url_iam: None,
+            endpoint_url_sts: None,
+            roots: Vec::new(),
+            call_deadline: Duration::from_millis(600),
+            max_idle_per_host: 2,
+        });
+        let credentials = Credentials {
+            access_key_id: "AKIDEXAMPLE".into(),
+            secret_access_key: Secret::new("planted-secret"),
+            session_token: Some(Secret::new("planted-token")),
+        };
+        operation(
+            aws.unwrap()
+                .caller(&credentials, &Calls(AtomicUsize::new(permits))),
+        )
+    }
+
+    /// A script, how many calls are allowed and made, and the region or the beginning of the error.
+    type Case = (&'static [Reply], usize, usize, Result<&'static str, &'static str>);
+
+    const GOOD: Reply = Reply::Answer(200, LOCATION);
+    const LATE: Reply = Reply::Answer(200, "<Error><Code>InternalError</Code></Error>");
+    const DENIED: Reply = Reply::Answer(
+        403,
+        "<Error><Code>AccessDenied</Code><Message>no</Message></Error>",
+    );
+    const BUSY: Reply = Reply::Answer(500, "");
+
+    #[rustfmt::skip]
+    const CASES: &[Case] = &[
+        (&[GOOD], 9, 1, Ok("eu-west-1")),
+        (&[BUSY, Reply::Answer(502, "<html>"), GOOD], 9, 3, Ok("eu-west-1")),
+        (&[BUSY], 9, 3, Err("refused operation=GetBucketLocation code=Http500")),
+        (&[Reply::Close, GOOD], 9, 2, Ok("eu-west-1")),
+        (&[Reply::HalfAnAnswer, GOOD], 9, 2, Ok("eu-west-1")),
+        (&[LATE, GOOD], 9, 2, Ok("eu-west-1")),
+        (&[DENIED], 9, 1, Err("refused operation=GetBucketLocation code=AccessDenied")),
+        (&[Reply::Redirect], 9, 1, Err("refused operation=GetBucketLocation code=Http307")),
+        (&[Reply::Silence], 9, 1, Err("out of time operation=GetBucketLocation")),
+        (&[Reply::Close], 2, 2, Err("halted operation=GetBucketLocation")),
+        (&[Reply::Answer(200, "")], 9, 1, Err("malformed operation=GetBucketLocation")),
+    ];
+
+    #[test]
+    fn calls_are_repeated_where_it_helps_and_end_in_time() {
+        for (row, (script, permits, requests, expected)) in CASES.iter().enumerate() {
+            let stub = Stub::start(script);
+            let started = Instant::now();
+            let result = call(stub.port, *permits, |caller| caller.get_bucket_location("b"));
+            assert!(
+                started.elapsed() < Duration::from_secs(2),
+                "row {row}: {:?}",
+                started.elapsed()
+            );
+            assert_eq!(stub.requests.load(SeqCst), *requests, "row {row}");
+            match (result, expected) {
+                (Ok(region), Ok(expected)) => assert_eq!(region, *expected, "row {row}"),
+                (Err(error), Err(expected)) => {
+                    let shown = format!("{error} {error:?}");
+                    assert!(shown.starts_with(expected), "row {row}: {shown}");
+                    assert!(
+                        !shown.contains("planted") && !shown.contains("http:"),
+                        "row {row}: {shown}"
+                    );
+                }
+                (result, _) => panic!("row {row}: {result:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_made_once_only() {
+        let scripts: [&'static [Reply]; 3] =
+            [&[Reply::Answer(500, "")], &[Reply::Close], &[Reply::HalfAnAnswer]];
+        for script in scripts {
+            let stub = Stub::start(script);
+            assert!(call(stub.port, 9, |caller| caller.create_access_key("u")).is_err());
+            assert_eq!(stub.requests.load(SeqCst), 1);
+        }
+        let stub = Stub::start(&[Reply::Answer(200, KEY)]);
+        let key = call(stub.port, 9, |caller| caller.create_access_key("u")).unwrap();
+        assert_eq!((key.id.as_str(), key.secret.expose()), ("A", "planted-new"));
+        assert!(!format!("{key:?}").contains("planted"));
+    }
+
+    #[test]
+    fn one_connection_serves_many_calls() {
+        let stub = Stub::start(&[Reply::Answer(200, LOCATION)]);
+        call(stub.port, 9, |caller| {
+            for _ in 0..5 {
+                assert!(caller.get_bucket_location("b").is_ok());
+            }
+        });
+        assert_eq!(
+            (stub.requests.load(SeqCst), stub.connections.load(SeqCst)),
+            (5, 1)
+        );
+    }
+
+    #[test]
+    fn a_closed_port_is_said_in_fixed_words() {
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let error = call(port, 9, |caller| caller.get_caller_identity()).unwrap_err();
+        let expected = AwsError::Unreachable {
+            operation: "GetCallerIdentity",
+            cause: "connection refused",
+        };
+        assert_eq!(error, expected);
+    }
+}

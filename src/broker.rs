@@ -1,0 +1,670 @@
+//! What each operation of the platform decides and writes: one transaction each.
+//!
+//! Not here: HTTP (`http`), the waiting for a task that was enqueued (`http::waiting`), AWS
+//! (`steps`). Nothing here knows a socket.
+//!
+//! Invariants
+//! - Nothing is made in AWS which the database does not name first: a row carries its bucket's
+//!   name before a worker hears of it.
+//! - A request that is refused has changed nothing.
+//! - The order of checks is that of the specification's own table: data, ids of the catalog,
+//!   AsyncRequired, MaintenanceInfoConflict, existence, conflicts.
+//!
+//! Source: Open Service Broker API 2.17; where Akkeris needs something else, [`Habits`] says so.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::osb::{self, BindRequest, Credentials, Id, LastOperation, OperationState, ProvisionRequest};
+use crate::random;
+use crate::store::{
+    Instance, InstanceStatus, NewInstance, NewTask, OfferingRow, PlanRow, Provisioned, StoreError, TaskKind,
+    TaskRow, TaskState, Transaction,
+};
+
+/// Why an operation was refused or could not be done.
+#[derive(Debug)]
+pub(crate) enum BrokerError {
+    /// The platform must say `accepts_incomplete=true`.
+    AsyncRequired,
+    /// Another operation on the instance goes on; says which.
+    Busy(&'static str),
+    /// The platform's idea of the plan's maintenance version is not ours.
+    MaintenanceInfoConflict,
+    /// No such instance; the platform asked about one.
+    InstanceUnknown,
+    /// No such instance; the platform wants it gone or asks how its removal went.
+    InstanceGone,
+    /// The id belongs to an instance with other attributes.
+    InstanceConflict,
+    /// The instance can give no credentials, and never will.
+    InstanceFailed,
+    /// No such binding; the platform asked about one.
+    BindingUnknown,
+    /// No such binding; the platform wants it gone.
+    BindingGone,
+    /// The id belongs to a binding with other attributes.
+    BindingConflict,
+    /// What is missing or wrong in the request.
+    BadRequest(&'static str),
+    /// The instance lacks what its credentials need until a worker has looked.
+    NotYetKnown,
+    /// The database, or the lack of randomness.
+    Store(StoreError),
+    /// No name could be made.
+    NoRandomness(random::NoRandomness),
+}
+
+impl From<StoreError> for BrokerError {
+    fn from(err: StoreError) -> BrokerError {
+        BrokerError::Store(err)
+    }
+}
+
+/// Where the answers that Akkeris needs and those of the specification part.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Habits {
+    /// To the letter of the specification.
+    pub(crate) strict: bool,
+}
+
+/// Names for something new, drawn before the transaction so that its task can be waited for.
+#[derive(Debug, Clone)]
+pub(crate) struct Fresh {
+    /// Id of the task.
+    pub(crate) task: String,
+    /// Name of the bucket and the user.
+    pub(crate) name: String,
+}
+
+impl Fresh {
+    /// Draws both.
+    pub(crate) fn draw(name_prefix: &str) -> Result<Fresh, BrokerError> {
+        let task = random::uuid().map_err(BrokerError::NoRandomness)?;
+        let name = random::instance_name(name_prefix).map_err(BrokerError::NoRandomness)?;
+        Ok(Fresh { task, name })
+    }
+}
+
+/// How an operation that AWS has a part in stands after its transaction.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// This request enqueued the task: it may wait for it.
+    Enqueued {
+        /// The task.
+        operation: String,
+    },
+    /// An earlier request did.
+    InProgress {
+        /// Its task.
+        operation: String,
+    },
+    /// Nothing is left to do.
+    Done,
+}
+
+/// What a bind came to.
+#[derive(Debug)]
+pub(crate) enum Bound {
+    /// Bound by this request.
+    New(Credentials),
+    /// Bound before, in the same way.
+    Before(Credentials),
+    /// The instance is still being made by this task; ask again when it has ended.
+    After {
+        /// The task.
+        operation: String,
+    },
+}
+
+/// Decides a provision and enqueues its task.
+pub(crate) fn provision(
+    tx: &mut Transaction<'_>,
+    id: &Id,
+    request: &ProvisionRequest,
+    accepts_incomplete: bool,
+    fresh: &Fresh,
+) -> Result<Outcome, BrokerError> {
+    let organization = mandatory(
+        &request.organization_guid,
+        "organization_guid is missing or empty",
+    );
+    let space = mandatory(&request.space_guid, "space_guid is missing or empty");
+    let (offering, plan) = catalog_ids(&request.service_id, &request.plan_id)?;
+    let (organization, space) = (organization?.to_owned(), space?.to_owned());
+    refuse_parameters(request.parameters.as_ref())?;
+    let plan = known_plan(tx, offering, plan)?;
+    if !accepts_incomplete {
+        return Err(BrokerError::AsyncRequired);
+    }
+    if request
+        .maintenance_info
+        .as_ref()
+        .is_some_and(|it| it.version.is_some())
+    {
+        return Err(BrokerError::MaintenanceInfoConflict); // no plan has a version
+    }
+    let new = NewInstance {
+        id: id.as_str().to_owned(),
+        name: fresh.name.clone(),
+        provisioned: Provisioned {
+            plan: plan.id.clone(),
+            organization: Some(organization),
+            space: Some(space),
+        },
+    };
+    let mut existing = tx.lock_instance(id.as_str())?;
+    if existing.is_none() {
+        refuse_unsold(&plan)?;
+        if !tx.insert_instance(&new)? {
+            existing = tx.lock_instance(id.as_str())?; // another request was faster
+        }
+    }
+    if let Some(instance) = existing {
+        if let Some(outcome) = repeated_provision(tx, &instance, &new.provisioned)? {
+            return Ok(outcome);
+        }
+        refuse_unsold(&plan)?;
+        tx.reuse_instance(&new)?;
+    }
+    tx.enqueue(&task(id, &fresh.task, TaskKind::Provision))?;
+    Ok(Outcome::Enqueued {
+        operation: fresh.task.clone(),
+    })
+}
+
+/// What a provision means for an id that has a row: `None` when the id may be used again.
+fn repeated_provision(
+    tx: &mut Transaction<'_>,
+    instance: &Instance,
+    sent: &Provisioned,
+) -> Result<Option<Outcome>, BrokerError> {
+    if instance.deleted {
+        return Ok(None);
+    }
+    match instance.status {
+        InstanceStatus::Deprovisioning => Err(BrokerError::Busy("the instance is being deleted")),
+        InstanceStatus::Failed => match open_task(tx, instance, &TaskKind::Delete)? {
+            Some(_) => Err(BrokerError::Busy(
+                "what is left of the failed instance is being removed",
+            )),
+            None => Ok(None),
+        },
+        InstanceStatus::Provisioning | InstanceStatus::Available | InstanceStatus::Modifying => {
+            if !is_same(&instance.provisioned, sent) {
+                return Err(BrokerError::InstanceConflict);
+            }
+            tx.fill_attributes(&instance.id, sent)?;
+            Ok(Some(match open_task(tx, instance, &TaskKind::Provision)? {
+                Some(task) => Outcome::InProgress { operation: task.task },
+                None => Outcome::Done,
+            }))
+        }
+    }
+}
+
+/// Decides a deprovision and enqueues its task. It takes over a provision that still goes on.
+pub(crate) fn deprovision(
+    tx: &mut Transaction<'_>,
+    id: &Id,
+    query: &CatalogQuery,
+    accepts_incomplete: bool,
+    fresh: &Fresh,
+) -> Result<Outcome, BrokerError> {
+    query.check(tx)?;
+    if !accepts_incomplete {
+        return Err(BrokerError::AsyncRequired);
+    }
+    let instance = tx
+        .lock_instance(id.as_str())?
+        .filter(|it| !it.deleted)
+        .ok_or(BrokerError::InstanceGone)?;
+    let running = open_task(tx, &instance, &TaskKind::Delete)?;
+    let cleaned = instance.status == InstanceStatus::Failed
+        && running.is_none()
+        && tx.latest_task(&instance.id, &TaskKind::Delete)?.is_some();
+    if cleaned {
+        tx.wipe_instance(&instance.id, true)?;
+        return Ok(Outcome::Done);
+    }
+    tx.set_status(&instance.id, InstanceStatus::Deprovisioning)?;
+    if let Some(task) = running {
+        return Ok(Outcome::InProgress { operation: task.task });
+    }
+    tx.stop_tasks(&instance.id, &TaskKind::Provision)?;
+    tx.enqueue(&task(id, &fresh.task, TaskKind::Delete))?;
+    Ok(Outcome::Enqueued {
+        operation: fresh.task.clone(),
+    })
+}
+
+/// How the instance stands. In strict mode, how the named operation does.
+pub(crate) fn last_operation(
+    tx: &mut Transaction<'_>,
+    id: &Id,
+    operation: Option<&str>,
+    habits: Habits,
+) -> Result<LastOperation, BrokerError> {
+    let instance = tx
+        .find_instance(id.as_str())?
+        .ok_or(BrokerError::InstanceUnknown)?;
+    if habits.strict
+        && let Some(operation) = operation
+    {
+        let task = tx.find_task(&instance.id, operation)?;
+        let task = task.ok_or(BrokerError::BadRequest("operation is not one of this instance"))?;
+        if !(instance.deleted && task.state == TaskState::Finished) {
+            return Ok(operation_of_task(&task));
+        }
+    }
+    if instance.deleted {
+        return Err(BrokerError::InstanceGone);
+    }
+    Ok(match instance.status {
+        InstanceStatus::Available => done(OperationState::Succeeded, "available"),
+        InstanceStatus::Modifying => done(OperationState::InProgress, "the plan is being changed"),
+        InstanceStatus::Failed => {
+            let task = tx.latest_task(&instance.id, &TaskKind::Provision)?;
+            let why = task.map(|it| it.result).filter(|it| !it.is_empty());
+            done(
+                OperationState::Failed,
+                why.as_deref().unwrap_or("the bucket could not be created"),
+            )
+        }
+        InstanceStatus::Provisioning => {
+            progress(tx, &instance, &TaskKind::Provision, "the bucket is being created")?
+        }
+        InstanceStatus::Deprovisioning => {
+            progress(tx, &instance, &TaskKind::Delete, "the bucket is being deleted")?
+        }
+    })
+}
+
+/// Decides a bind. Asks nobody but the database.
+pub(crate) fn bind(
+    tx: &mut Transaction<'_>,
+    id: &Id,
+    binding: &Id,
+    request: &BindRequest,
+) -> Result<Bound, BrokerError> {
+    let (offering, plan) = catalog_ids(&request.service_id, &request.plan_id)?;
+    refuse_parameters(request.parameters.as_ref())?;
+    known_plan(tx, offering, plan)?;
+    let resource = request
+        .bind_resource
+        .as_ref()
+        .and_then(|it| it.app_guid.as_deref());
+    let app = resource.or(request.app_guid.as_deref());
+    if app.is_some_and(|it| it.is_empty() || it.len() > 1_024 || it.contains('\0')) {
+        return Err(BrokerError::BadRequest(
+            "app_guid is empty, too long or holds a NUL",
+        ));
+    }
+    let instance = tx
+        .lock_instance(id.as_str())?
+        .filter(|it| !it.deleted)
+        .ok_or(BrokerError::InstanceUnknown)?;
+    match instance.status {
+        InstanceStatus::Available | InstanceStatus::Modifying => {}
+        InstanceStatus::Failed => return Err(BrokerError::InstanceFailed),
+        InstanceStatus::Deprovisioning => return Err(BrokerError::Busy("the instance is being deleted")),
+        InstanceStatus::Provisioning => {
+            return match open_task(tx, &instance, &TaskKind::Provision)? {
+                Some(task) => Ok(Bound::After { operation: task.task }),
+                None => Err(BrokerError::Busy("the instance is being created")),
+            };
+        }
+    }
+    let credentials = credentials(&instance)?;
+    match tx.find_binding(&instance.id, binding.as_str())? {
+        Some(before) if !before.deleted && before.app.as_deref() == app => Ok(Bound::Before(credentials)),
+        Some(before) if !before.deleted => Err(BrokerError::BindingConflict),
+        Some(_) | None => {
+            tx.save_binding(&instance.id, binding.as_str(), app)?;
+            Ok(Bound::New(credentials))
+        }
+    }
+}
+
+/// Fetches a binding. For Akkeris one that was never bound exists too: it names bindings after
+/// dynos and jobs that it tells nobody of, and fails a deploy whose config vars it does not get.
+pub(crate) fn fetch_binding(
+    tx: &mut Transaction<'_>,
+    id: &Id,
+    binding: &Id,
+    habits: Habits,
+) -> Result<Credentials, BrokerError> {
+    let instance = tx
+        .find_instance(id.as_str())?
+        .filter(|it| !it.deleted)
+        .ok_or(BrokerError::InstanceUnknown)?;
+    match tx.find_binding(&instance.id, binding.as_str())? {
+        Some(found) if found.deleted => return Err(BrokerError::BindingUnknown),
+        None if habits.strict => return Err(BrokerError::BindingUnknown),
+        Some(_) | None => {}
+    }
+    match instance.status {
+        InstanceStatus::Available | InstanceStatus::Modifying => credentials(&instance),
+        InstanceStatus::Provisioning | InstanceStatus::Deprovisioning | InstanceStatus::Failed => {
+            Err(BrokerError::BindingUnknown)
+        }
+    }
+}
+
+/// Removes a binding.
+pub(crate) fn unbind(
+    tx: &mut Transaction<'_>,
+    id: &Id,
+    binding: &Id,
+    query: &CatalogQuery,
+) -> Result<(), BrokerError> {
+    query.check(tx)?;
+    let instance = tx
+        .lock_instance(id.as_str())?
+        .filter(|it| !it.deleted)
+        .ok_or(BrokerError::BindingGone)?;
+    if tx.remove_binding(&instance.id, binding.as_str())? {
+        Ok(())
+    } else {
+        Err(BrokerError::BindingGone)
+    }
+}
+
+/// `service_id` and `plan_id` of a DELETE. Mandatory for the specification, not for Akkeris.
+#[derive(Debug, Clone)]
+pub(crate) struct CatalogQuery {
+    /// As sent.
+    pub(crate) service_id: Option<String>,
+    /// As sent.
+    pub(crate) plan_id: Option<String>,
+    /// Whether they may be left out.
+    pub(crate) habits: Habits,
+}
+
+impl CatalogQuery {
+    /// Refuses what is missing, and what no plan of ours ever was.
+    fn check(&self, tx: &mut Transaction<'_>) -> Result<(), BrokerError> {
+        let sent = |it: &Option<String>| it.as_deref().is_some_and(|it| !it.is_empty());
+        if sent(&self.service_id) && sent(&self.plan_id) {
+            let (offering, plan) = catalog_ids(&self.service_id, &self.plan_id)?;
+            return known_plan(tx, offering, plan).map(drop);
+        }
+        if self.habits.strict {
+            catalog_ids(&self.service_id, &self.plan_id).map(drop)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What is sold, as the platform sees it. An offering without plans is not shown.
+pub(crate) fn catalog(tx: &mut Transaction<'_>) -> Result<osb::Catalog, StoreError> {
+    let (offerings, plans) = (tx.offerings()?, tx.plans()?);
+    let services = offerings.iter().map(|offering| offering_object(offering, &plans));
+    Ok(osb::Catalog {
+        services: services.filter(|it| !it.plans.is_empty()).collect(),
+    })
+}
+
+/// One offering with its plans.
+fn offering_object(offering: &OfferingRow, plans: &[PlanRow]) -> osb::Offering {
+    let own = plans.iter().filter(|it| it.offering == offering.id);
+    let tags = offering
+        .categories
+        .split(',')
+        .map(str::trim)
+        .filter(|it| !it.is_empty());
+    osb::Offering {
+        id: offering.id.clone(),
+        name: offering.name.clone(),
+        description: offering.description.clone(),
+        tags: tags.map(str::to_owned).collect(),
+        bindable: true,
+        bindings_retrievable: true,
+        plan_updateable: false,
+        plans: own.map(|plan| plan_object(offering, plan)).collect(),
+        metadata: json!({ "name": offering.human_name, "image": offering.image }),
+    }
+}
+
+/// One plan. The metadata is what Akkeris' controller reads.
+fn plan_object(offering: &OfferingRow, plan: &PlanRow) -> osb::Plan {
+    let state = match (plan.deprecated, plan.beta) {
+        (true, _) => "shutdown", // the one word that stops Akkeris from selling it
+        (false, true) => "beta",
+        (false, false) => "ga",
+    };
+    let attributes: Value = serde_json::from_str(&plan.attributes).unwrap_or_else(|_| json!({}));
+    let no_parameters = json!({ "parameters": {
+        "$schema": "http://json-schema.org/draft-07/schema#", "type": "object", "additionalProperties": false,
+    }});
+    osb::Plan {
+        id: plan.id.clone(),
+        name: plan.name.clone(),
+        description: plan.description.clone(),
+        free: plan.cost_cents == 0,
+        metadata: json!({
+            "id": plan.id, "name": plan.name, "description": plan.description, "human_name": plan.human_name,
+            "key": format!("{}:{}", offering.name, plan.name), "state": state, "attributes": attributes,
+            "addon_service": { "id": offering.id, "name": offering.name },
+            "engine": { "type": plan.engine, "version": plan.version },
+            "price": { "cents": plan.cost_cents, "unit": plan.cost_unit },
+            "installable_inside_private_network": plan.inside_private_network,
+            "installable_outside_private_network": plan.outside_private_network,
+            "compliance": [], "space_default": false,
+            "created_at": plan.created, "updated_at": plan.updated,
+        }),
+        schemas: json!({
+            "service_instance": { "create": no_parameters }, "service_binding": { "create": no_parameters },
+        }),
+    }
+}
+
+/// Both ids of a request, or what is missing.
+fn catalog_ids<'a>(
+    service_id: &'a Option<String>,
+    plan_id: &'a Option<String>,
+) -> Result<(&'a str, &'a str), BrokerError> {
+    let offering = mandatory(service_id, "service_id is missing or empty")?;
+    Ok((offering, mandatory(plan_id, "plan_id is missing or empty")?))
+}
+
+/// Text that must be there, and that PostgreSQL can keep.
+fn mandatory<'a>(sent: &'a Option<String>, complaint: &'static str) -> Result<&'a str, BrokerError> {
+    match sent.as_deref() {
+        None | Some("") => Err(BrokerError::BadRequest(complaint)),
+        Some(text) if text.contains('\0') => Err(BrokerError::BadRequest("a field holds a NUL")),
+        Some(text) if text.len() > FIELD_BYTES_MAX => Err(BrokerError::BadRequest("a field is too long")),
+        Some(text) => Ok(text),
+    }
+}
+
+/// Longest mandatory field, in bytes.
+const FIELD_BYTES_MAX: usize = 1_024;
+
+/// The plan, sold or not: live instances outlive it.
+fn known_plan(tx: &mut Transaction<'_>, offering: &str, plan: &str) -> Result<PlanRow, BrokerError> {
+    let found = tx
+        .find_plan(plan)?
+        .ok_or(BrokerError::BadRequest("plan_id is not in the catalog"))?;
+    if found.offering == offering {
+        Ok(found)
+    } else {
+        Err(BrokerError::BadRequest(
+            "service_id is not in the catalog, or the plan is not one of its plans",
+        ))
+    }
+}
+
+/// New instances come only of plans that are on sale.
+fn refuse_unsold(plan: &PlanRow) -> Result<(), BrokerError> {
+    if plan.deleted || plan.deprecated {
+        return Err(BrokerError::BadRequest("the plan is not sold any more"));
+    }
+    Ok(())
+}
+
+/// Plans say what an instance is; there are no parameters, and none is ignored in silence.
+fn refuse_parameters(parameters: Option<&Value>) -> Result<(), BrokerError> {
+    match parameters {
+        None => Ok(()),
+        Some(Value::Object(map)) if map.is_empty() => Ok(()),
+        Some(Value::Object(_)) => Err(BrokerError::BadRequest(
+            "this offering takes no parameters; choose a plan",
+        )),
+        Some(_) => Err(BrokerError::BadRequest("parameters must be an object")),
+    }
+}
+
+/// Whether both describe the same instance. What the old broker did not write down counts as equal.
+fn is_same(kept: &Provisioned, sent: &Provisioned) -> bool {
+    let same = |kept: &Option<String>, sent: &Option<String>| kept.is_none() || kept == sent;
+    kept.plan == sent.plan && same(&kept.organization, &sent.organization) && same(&kept.space, &sent.space)
+}
+
+/// The instance's newest task of a kind, if it goes on.
+fn open_task(
+    tx: &mut Transaction<'_>,
+    instance: &Instance,
+    kind: &TaskKind,
+) -> Result<Option<TaskRow>, StoreError> {
+    Ok(tx
+        .latest_task(&instance.id, kind)?
+        .filter(|it| !it.state.has_ended()))
+}
+
+/// A task that is due at once and needs to know nothing.
+fn task(id: &Id, task: &str, kind: TaskKind) -> NewTask {
+    NewTask {
+        task: task.to_owned(),
+        instance: id.as_str().to_owned(),
+        kind,
+        metadata: "{}".to_owned(),
+        delay: Duration::ZERO,
+    }
+}
+
+/// What is said while a task goes on: what it said itself, or why nothing happens yet.
+fn progress(
+    tx: &mut Transaction<'_>,
+    instance: &Instance,
+    kind: &TaskKind,
+    otherwise: &str,
+) -> Result<LastOperation, StoreError> {
+    let task = tx.latest_task(&instance.id, kind)?;
+    Ok(match task {
+        Some(task) if !task.state.has_ended() => operation_of_task(&task),
+        Some(_) | None => done(OperationState::InProgress, otherwise),
+    })
+}
+
+/// How a task stands, for the platform.
+fn operation_of_task(task: &TaskRow) -> LastOperation {
+    let said = |otherwise: &'static str| {
+        if task.result.is_empty() {
+            otherwise
+        } else {
+            task.result.as_str()
+        }
+    };
+    match task.state {
+        TaskState::Pending if task.attempts == 0 => {
+            done(OperationState::InProgress, said("waits for a worker"))
+        }
+        TaskState::Pending | TaskState::Started => {
+            done(OperationState::InProgress, said("a worker is at it"))
+        }
+        TaskState::Finished => done(OperationState::Succeeded, said("done")),
+        TaskState::Failed => done(OperationState::Failed, said("given up")),
+    }
+}
+
+/// An answer to a poll.
+fn done(state: OperationState, description: &str) -> LastOperation {
+    LastOperation {
+        state,
+        description: description.to_owned(),
+    }
+}
+
+/// The config vars of an instance, or why there are none yet.
+fn credentials(instance: &Instance) -> Result<Credentials, BrokerError> {
+    let missing = || BrokerError::NotYetKnown;
+    let mut values = BTreeMap::from([
+        ("S3_BUCKET", instance.name.clone()),
+        ("S3_LOCATION", instance.location.clone().ok_or_else(missing)?),
+        (
+            "S3_ACCESS_KEY",
+            instance.access_key_id.clone().ok_or_else(missing)?,
+        ),
+        (
+            "S3_SECRET_KEY",
+            instance
+                .secret_access_key
+                .as_ref()
+                .ok_or_else(missing)?
+                .expose()
+                .to_owned(),
+        ),
+        ("S3_REGION", instance.region.clone().ok_or_else(missing)?),
+    ]);
+    if let Some(endpoint) = &instance.s3_endpoint {
+        values.insert("S3_ENDPOINT", endpoint.clone());
+    }
+    Ok(Credentials(values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_buckets_and_users() {
+        let fresh = Fresh::draw(&"p".repeat(45)).unwrap();
+        assert_eq!(fresh.name.len(), 63);
+    }
+
+    #[test]
+    fn attributes_missing_in_old_rows_count_as_equal() {
+        let text = |it: &str| Some(it.to_owned());
+        let sent = Provisioned {
+            plan: "p".into(),
+            organization: text("o"),
+            space: text("s"),
+        };
+        let old = Provisioned {
+            plan: "p".into(),
+            organization: None,
+            space: None,
+        };
+        assert!(is_same(&old, &sent) && is_same(&sent, &sent));
+        for other in [
+            Provisioned {
+                plan: "q".into(),
+                ..sent.clone()
+            },
+            Provisioned {
+                organization: text("x"),
+                ..sent.clone()
+            },
+            Provisioned {
+                space: text("x"),
+                ..sent.clone()
+            },
+        ] {
+            assert!(!is_same(&other, &sent), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_never_ignored_in_silence() {
+        for fine in [None, Some(json!({}))] {
+            assert!(refuse_parameters(fine.as_ref()).is_ok());
+        }
+        for bad in [json!({"versioned": true}), json!([]), json!("x"), json!(1)] {
+            assert!(refuse_parameters(Some(&bad)).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,771 @@
+//! Every setting of both processes, checked before the first socket opens.
+//!
+//! Not here: what the settings mean to the rooms that get them; the text of a
+//! database URL or an AWS endpoint is understood by `store` and `aws`, and `main`
+//! adds what they find wrong to the problems collected here.
+//!
+//! Invariants
+//! - Nothing else reads arguments or environment; both come in as values.
+//! - All problems are reported at once; none is replaced by a default.
+//! - A [`Secret`] cannot be printed.
+//!
+//! Sources: the old binary's `-help` (flags of Go's `flag` package and of glog).
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Text that must never be printed: a password, a secret key, a token.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    /// Wraps `text`.
+    pub(crate) fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text itself; whoever calls this must not print it.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// One thing wrong with the settings: which one, and what is expected.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// The variable or flag.
+    pub(crate) setting: String,
+    /// What is wrong with it, without its value (it may be a secret).
+    pub(crate) complaint: String,
+}
+
+impl Problem {
+    /// A problem of `setting`.
+    pub(crate) fn new(setting: impl Into<String>, complaint: impl Into<String>) -> Problem {
+        Problem {
+            setting: setting.into(),
+            complaint: complaint.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.setting, self.complaint)
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Serve, work, or both.
+    Run(Box<Config>),
+    /// Print the version.
+    Version,
+    /// Print how it is used.
+    Help,
+}
+
+/// What a process runs with.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Where PostgreSQL is, with its password.
+    pub(crate) database_url: Secret,
+    /// Connections kept to PostgreSQL.
+    pub(crate) database_connections: usize,
+    /// How long one statement may run.
+    pub(crate) statement_timeout: Duration,
+    /// What the names of buckets and users begin with.
+    pub(crate) name_prefix: String,
+    /// Log verbosity: 0 info, 1 debug, 2 trace.
+    pub(crate) verbosity: u8,
+    /// Settings of the api, in a process that answers the platform.
+    pub(crate) api: Option<ApiConfig>,
+    /// Settings of the worker, in a process that works on AWS.
+    pub(crate) worker: Option<WorkerConfig>,
+}
+
+/// Settings that only the api uses. None of them is an AWS credential.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiConfig {
+    /// Address to listen on.
+    pub(crate) listen_address: IpAddr,
+    /// Port to listen on; 0 takes a free one and says which.
+    pub(crate) port: u16,
+    /// Name and password pairs that are let in.
+    pub(crate) basic: Vec<(String, Secret)>,
+    /// Bearer tokens that are let in.
+    pub(crate) tokens: Vec<Secret>,
+    /// How long a request may wait for its task.
+    pub(crate) wait: Duration,
+    /// Answers to the letter of the specification instead of as Akkeris needs them.
+    pub(crate) strict_osb: bool,
+    /// Connections served at once.
+    pub(crate) connections_max: usize,
+    /// Connections served at once for one client address.
+    pub(crate) connections_per_address_max: usize,
+    /// Largest request body, in bytes.
+    pub(crate) body_bytes_max: usize,
+}
+
+/// Settings that only the worker uses.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerConfig {
+    /// Tasks worked on at once.
+    pub(crate) threads: usize,
+    /// How long a claim holds without a sign of life.
+    pub(crate) lease: Duration,
+    /// How long a provision may take from its request.
+    pub(crate) provision_deadline: Duration,
+    /// AWS region of the buckets.
+    pub(crate) region: String,
+    /// AWS account id, where known.
+    pub(crate) account_id: Option<String>,
+    /// The broker's own access key id.
+    pub(crate) access_key_id: String,
+    /// The broker's own secret access key.
+    pub(crate) secret_access_key: Secret,
+    /// The session token, for temporary credentials.
+    pub(crate) session_token: Option<Secret>,
+    /// Endpoint for all AWS services instead of AWS' own.
+    pub(crate) endpoint_url: Option<String>,
+    /// Endpoint for S3.
+    pub(crate) endpoint_url_s3: Option<String>,
+    /// Endpoint for IAM.
+    pub(crate) endpoint_url_iam: Option<String>,
+    /// Endpoint for STS.
+    pub(crate) endpoint_url_sts: Option<String>,
+    /// PEM file that replaces the system's trusted certificates for AWS.
+    pub(crate) ca_bundle: Option<String>,
+    /// Where the system's trusted certificates are, if not in the usual places.
+    pub(crate) ssl_cert_file: Option<String>,
+    /// KMS key of encrypted plans: ARN, id or alias.
+    pub(crate) kms_key_id: Option<String>,
+    /// IAM path of the users.
+    pub(crate) iam_path: Option<String>,
+    /// Permissions boundary of the users: a policy's ARN.
+    pub(crate) iam_permissions_boundary: Option<String>,
+}
+
+/// Flags that take no value unless one is given with `=`.
+const BOOLEAN_FLAGS: [&str; 6] = [
+    "background-tasks",
+    "with-worker",
+    "insecure",
+    "strict-osb",
+    "logtostderr",
+    "alsologtostderr",
+];
+
+/// glog's flags: accepted, since existing deployments pass them. Logs always go to stderr.
+const GLOG_FLAGS: [&str; 6] = [
+    "--logtostderr",
+    "--alsologtostderr",
+    "--stderrthreshold",
+    "--vmodule",
+    "--log_dir",
+    "--log_backtrace_at",
+];
+
+/// What `help` prints.
+pub(crate) const USAGE: &str = "\
+usage: servicebroker [flags]            answer the platform (api)
+       servicebroker -background-tasks  work on AWS (worker)
+       servicebroker -with-worker       both in one process
+       servicebroker version | help
+
+flags, as -flag value, -flag=value or with two dashes:
+  -database-url URL   PostgreSQL (or DATABASE_URL)
+  -name-prefix TEXT   first part of bucket and user names (or NAME_PREFIX)
+  -port N             port to listen on, 8443 (PORT is stronger)
+  -insecure           plain HTTP, the default
+  -strict-osb         the specification to the letter instead of Akkeris' habits
+  -v N                log level: 0 info, 1 debug, 2 trace
+  -logtostderr, -stderrthreshold, ... glog's flags are accepted; logs go to stderr
+
+All other settings are environment variables; README lists them.
+";
+
+/// Reads arguments (without the program's name) and variables.
+///
+/// The second value lists what is wrong; unless it is empty the configuration must not be used.
+pub(crate) fn parse(
+    program: &str,
+    arguments: Vec<String>,
+    variable: impl Fn(&'static str) -> Option<String>,
+) -> (Command, Vec<Problem>) {
+    let mut reader = Reader {
+        variable: &variable,
+        problems: Vec::new(),
+    };
+    let mut flags = Flags::parse(arguments, &mut reader.problems);
+    match flags.subcommand.as_deref() {
+        Some("version") => return (Command::Version, reader.problems),
+        Some("help") => return (Command::Help, reader.problems),
+        Some(other) => {
+            let complaint = "unknown command; known are version and help";
+            reader
+                .problems
+                .push(Problem::new(other.escape_debug().to_string(), complaint));
+        }
+        None => {}
+    }
+    let background = flags
+        .boolean("--background-tasks", &mut reader.problems)
+        .unwrap_or(false)
+        || program.ends_with("start-background.sh");
+    let both = flags
+        .boolean("--with-worker", &mut reader.problems)
+        .unwrap_or(false);
+    let config = Config {
+        database_url: Secret::new(reader.flag_or_required(
+            flags.value("--database-url"),
+            "DATABASE_URL",
+            DATABASE,
+        )),
+        database_connections: reader.number("DATABASE_CONNECTIONS", 8, 1, 64),
+        statement_timeout: Duration::from_secs(reader.number("STATEMENT_TIMEOUT_SECONDS", 5, 1, 60)),
+        name_prefix: reader.name_prefix(flags.value("--name-prefix")),
+        verbosity: flags.number("--v", &mut reader.problems).unwrap_or(0),
+        api: Some(reader.api(&mut flags)).filter(|_| both || !background),
+        worker: (both || background).then(|| reader.worker()),
+    };
+    flags.finish(&mut reader.problems);
+    (Command::Run(Box::new(config)), reader.problems)
+}
+
+/// What is said of a missing database URL.
+const DATABASE: &str = "for example postgres://user:password@host:5432/name?sslmode=disable";
+
+/// The command line, in Go's forms.
+struct Flags {
+    /// The first word that is no flag.
+    subcommand: Option<String>,
+    /// The rest, each flag with two dashes and a value.
+    arguments: pico_args::Arguments,
+}
+
+impl Flags {
+    /// Brings `-x`, `--x`, `-x=v` and `-x v` to one form: every flag has two dashes and a value.
+    fn parse(arguments: Vec<String>, problems: &mut Vec<Problem>) -> Flags {
+        let mut subcommand = None;
+        let mut normalised: Vec<OsString> = Vec::new();
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let name = argument.trim_start_matches('-');
+            let dashes = argument.len() - name.len();
+            if dashes == 0 || dashes > 2 || name.is_empty() {
+                match subcommand {
+                    None => subcommand = Some(argument),
+                    Some(_) => problems.push(Problem::new(argument.escape_debug().to_string(), "unexpected")),
+                }
+            } else if matches!(name, "help" | "h" | "version") {
+                subcommand = Some(if name == "version" { "version" } else { "help" }.to_owned());
+            } else if name.contains('=') {
+                normalised.push(format!("--{name}").into());
+            } else if BOOLEAN_FLAGS.contains(&name) {
+                normalised.push(format!("--{name}=true").into());
+            } else if let Some(value) = arguments.next() {
+                normalised.push(format!("--{name}={value}").into());
+            } else {
+                problems.push(Problem::new(format!("-{}", name.escape_debug()), "needs a value"));
+            }
+        }
+        Flags {
+            subcommand,
+            arguments: pico_args::Arguments::from_vec(normalised),
+        }
+    }
+
+    /// The value of a flag; the last one given counts, as in Go.
+    fn value(&mut self, name: &'static str) -> Option<String> {
+        let mut last = None;
+        while let Ok(Some(value)) = self.arguments.opt_value_from_str::<_, String>(name) {
+            last = Some(value);
+        }
+        last
+    }
+
+    /// The value of a flag as Go reads booleans.
+    fn boolean(&mut self, name: &'static str, problems: &mut Vec<Problem>) -> Option<bool> {
+        match self.value(name)?.as_str() {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+            _ => {
+                problems.push(Problem::new(name, "must be true or false"));
+                None
+            }
+        }
+    }
+
+    /// The value of a flag as a number.
+    fn number<T: std::str::FromStr>(&mut self, name: &'static str, problems: &mut Vec<Problem>) -> Option<T> {
+        let parsed = self.value(name)?.parse();
+        if parsed.is_err() {
+            problems.push(Problem::new(name, "must be a number"));
+        }
+        parsed.ok()
+    }
+
+    /// Everything must have been asked for by now.
+    fn finish(mut self, problems: &mut Vec<Problem>) {
+        for name in GLOG_FLAGS {
+            self.value(name);
+        }
+        for left in self.arguments.finish() {
+            let left = left.to_string_lossy().into_owned();
+            let name = left.trim_start_matches('-').split('=').next().unwrap_or_default();
+            problems.push(Problem::new(
+                format!("-{}", name.escape_debug()),
+                "unknown flag; see help",
+            ));
+        }
+    }
+}
+
+/// Reads variables and collects what is wrong with them.
+struct Reader<'a, V: Fn(&'static str) -> Option<String>> {
+    /// Where variables come from.
+    variable: &'a V,
+    /// What was found wrong so far.
+    problems: Vec<Problem>,
+}
+
+impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
+    /// A variable that is set to something; an empty one counts as unset.
+    fn optional(&self, name: &'static str) -> Option<String> {
+        (self.variable)(name).filter(|it| !it.is_empty())
+    }
+
+    /// A variable that must be set.
+    fn required(&mut self, name: &'static str, hint: &str) -> String {
+        self.flag_or_required(None, name, hint)
+    }
+
+    /// A flag, or else the variable that must be set.
+    fn flag_or_required(&mut self, flag: Option<String>, name: &'static str, hint: &str) -> String {
+        flag.filter(|it| !it.is_empty())
+            .or_else(|| self.optional(name))
+            .unwrap_or_else(|| {
+                self.problems
+                    .push(Problem::new(name, format!("is missing; {hint}")));
+                String::new()
+            })
+    }
+
+    /// A whole number between `min` and `max`.
+    fn number<T>(&mut self, name: &'static str, default: T, min: T, max: T) -> T
+    where
+        T: std::str::FromStr + PartialOrd + Copy + std::fmt::Display,
+    {
+        let Some(text) = self.optional(name) else {
+            return default;
+        };
+        match text.trim().parse::<T>() {
+            Ok(number) if number >= min && number <= max => number,
+            Ok(_) | Err(_) => {
+                self.problems.push(Problem::new(
+                    name,
+                    format!("must be a whole number from {min} to {max}"),
+                ));
+                default
+            }
+        }
+    }
+
+    /// A span of time such as `90s`, `20m`, `1h`; a bare number counts seconds.
+    fn span(&mut self, name: &'static str, default: Duration, max: Duration) -> Duration {
+        let Some(text) = self.optional(name) else {
+            return default;
+        };
+        let text = text.trim();
+        let (digits, unit_s) = match text.char_indices().last() {
+            Some((end, 's')) => (text.get(..end), 1),
+            Some((end, 'm')) => (text.get(..end), 60),
+            Some((end, 'h')) => (text.get(..end), 3_600),
+            Some(_) | None => (Some(text), 1),
+        };
+        let span = digits
+            .and_then(|it| it.parse::<u64>().ok())
+            .and_then(|it| it.checked_mul(unit_s))
+            .map(Duration::from_secs)
+            .filter(|it| *it > Duration::ZERO && *it <= max);
+        span.unwrap_or_else(|| {
+            let complaint = format!(
+                "must be a time such as 90s, 20m or 1h, at most {} s",
+                max.as_secs()
+            );
+            self.problems.push(Problem::new(name, complaint));
+            default
+        })
+    }
+
+    /// `NAME_PREFIX`: bucket and user names are made of it, so it must fit both.
+    fn name_prefix(&mut self, flag: Option<String>) -> String {
+        let prefix = self.flag_or_required(flag, "NAME_PREFIX", "a few characters, for example prod");
+        if !prefix.is_empty()
+            && let Err(complaint) = check_name_prefix(&prefix)
+        {
+            self.problems.push(Problem::new("NAME_PREFIX", complaint));
+        }
+        prefix
+    }
+
+    /// The settings of the api.
+    fn api(&mut self, flags: &mut Flags) -> ApiConfig {
+        if flags.boolean("--insecure", &mut self.problems) == Some(false) {
+            let complaint = "this version serves plain HTTP only; put TLS in front of it";
+            self.problems.push(Problem::new("--insecure", complaint));
+        }
+        let flag_port = flags.number("--port", &mut self.problems).unwrap_or(8443);
+        let address = self
+            .optional("LISTEN_ADDRESS")
+            .unwrap_or_else(|| "0.0.0.0".to_owned());
+        let listen_address = address.parse().unwrap_or_else(|_| {
+            self.problems.push(Problem::new(
+                "LISTEN_ADDRESS",
+                "must be an IP address such as 0.0.0.0 or ::",
+            ));
+            IpAddr::from([127, 0, 0, 1])
+        });
+        let connections_max = self.number("MAX_CONNECTIONS", 512, 1, 65_536);
+        ApiConfig {
+            listen_address,
+            port: self.number("PORT", flag_port, 0, u16::MAX),
+            basic: [
+                ("BROKER_USERNAME", "BROKER_PASSWORD"),
+                ("BROKER_USERNAME_2", "BROKER_PASSWORD_2"),
+            ]
+            .into_iter()
+            .filter_map(|(name, password)| self.pair(name, password))
+            .collect(),
+            tokens: ["BROKER_TOKEN", "BROKER_TOKEN_2"]
+                .into_iter()
+                .filter_map(|it| self.optional(it))
+                .map(Secret::new)
+                .collect(),
+            wait: Duration::from_secs(self.number("WAIT_SECONDS", 25, 0, 50)),
+            strict_osb: flags.boolean("--strict-osb", &mut self.problems).unwrap_or(false),
+            connections_max,
+            connections_per_address_max: self.number(
+                "MAX_CONNECTIONS_PER_ADDRESS",
+                (connections_max / 2).max(1),
+                1,
+                connections_max,
+            ),
+            body_bytes_max: self.number("MAX_BODY_BYTES", 1 << 20, 1 << 10, 1 << 26),
+        }
+    }
+
+    /// A name and its password: both or neither.
+    fn pair(&mut self, name: &'static str, password: &'static str) -> Option<(String, Secret)> {
+        match (self.optional(name), self.optional(password)) {
+            (Some(name), Some(password)) => Some((name, Secret::new(password))),
+            (None, None) => None,
+            (Some(_), None) => {
+                self.problems
+                    .push(Problem::new(password, format!("is missing, {name} is set")));
+                None
+            }
+            (None, Some(_)) => {
+                self.problems
+                    .push(Problem::new(name, format!("is missing, {password} is set")));
+                None
+            }
+        }
+    }
+
+    /// The settings of the worker. Read only where one runs: an api must not even see the keys.
+    fn worker(&mut self) -> WorkerConfig {
+        let region = self
+            .optional("AWS_REGION")
+            .or_else(|| self.optional("AWS_DEFAULT_REGION"));
+        let region = region.unwrap_or_else(|| self.required("AWS_REGION", "for example us-west-2"));
+        if !region.is_empty() && !is_region(&region) {
+            self.problems.push(Problem::new(
+                "AWS_REGION",
+                "must be a region's name such as us-west-2",
+            ));
+        }
+        let iam_path = self.optional("IAM_PATH");
+        if iam_path.as_ref().is_some_and(|it| !is_iam_path(it)) {
+            self.problems.push(Problem::new(
+                "IAM_PATH",
+                "must begin and end with /, for example /s3-broker/",
+            ));
+        }
+        WorkerConfig {
+            threads: self.number("WORKER_THREADS", 4, 1, 64),
+            lease: Duration::from_secs(self.number("LEASE_SECONDS", 60, 4, 600)),
+            provision_deadline: self.span(
+                "PROVISION_DEADLINE",
+                Duration::from_secs(20 * 60),
+                Duration::from_secs(24 * 3_600),
+            ),
+            region,
+            account_id: self.optional("AWS_ACCOUNT_ID"),
+            access_key_id: self.required("AWS_ACCESS_KEY_ID", "the worker signs its calls with it"),
+            secret_access_key: Secret::new(
+                self.required("AWS_SECRET_ACCESS_KEY", "the worker signs its calls with it"),
+            ),
+            session_token: self.optional("AWS_SESSION_TOKEN").map(Secret::new),
+            endpoint_url: self.optional("AWS_ENDPOINT_URL"),
+            endpoint_url_s3: self.optional("AWS_ENDPOINT_URL_S3"),
+            endpoint_url_iam: self.optional("AWS_ENDPOINT_URL_IAM"),
+            endpoint_url_sts: self.optional("AWS_ENDPOINT_URL_STS"),
+            ca_bundle: self.optional("AWS_CA_BUNDLE"),
+            ssl_cert_file: self.optional("SSL_CERT_FILE"),
+            kms_key_id: self.optional("AWS_KMS_KEY_ID"),
+            iam_path,
+            iam_permissions_boundary: self.optional("IAM_PERMISSIONS_BOUNDARY"),
+        }
+    }
+}
+
+/// Whether buckets `<prefix>-u<16 hex>` and IAM users of that name may exist.
+///
+/// Source: S3 User Guide, "General purpose bucket naming rules": 3 to 63 characters.
+fn check_name_prefix(prefix: &str) -> Result<(), &'static str> {
+    let letter_or_digit = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit();
+    if prefix.len() > NAME_PREFIX_MAX {
+        return Err("must be at most 45 characters, to leave room for the rest of a bucket's name");
+    }
+    if !prefix.bytes().all(|it| letter_or_digit(it) || it == b'-') {
+        return Err("may hold a-z, 0-9 and - only: bucket names begin with it");
+    }
+    if !prefix.bytes().next().is_some_and(letter_or_digit) {
+        return Err("must begin with a letter or digit");
+    }
+    if ["xn--", "sthree-", "amzn-s3-demo-"]
+        .iter()
+        .any(|it| format!("{prefix}-").starts_with(it))
+    {
+        return Err("begins with text that AWS keeps for itself (xn--, sthree-, amzn-s3-demo-)");
+    }
+    Ok(())
+}
+
+/// A bucket's 63 characters less the `-u` and 16 digits that follow the prefix.
+const NAME_PREFIX_MAX: usize = 63 - 2 - 16;
+
+/// Region names go into host names.
+fn is_region(text: &str) -> bool {
+    text.len() <= 63
+        && text
+            .bytes()
+            .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
+}
+
+/// IAM API Reference, CreateUser, Path.
+fn is_iam_path(text: &str) -> bool {
+    text.len() <= 512
+        && text.starts_with('/')
+        && text.ends_with('/')
+        && text.bytes().all(|it| it.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORKER: [(&str, &str); 5] = [
+        ("DATABASE_URL", "postgres://u:p@h/d"),
+        ("NAME_PREFIX", "tst"),
+        ("AWS_REGION", "us-west-2"),
+        ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+        ("AWS_SECRET_ACCESS_KEY", "hush"),
+    ];
+
+    fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<Config>, Vec<String>) {
+        let arguments = arguments.iter().map(|&it| it.to_owned()).collect();
+        let variable = |name: &'static str| {
+            variables
+                .iter()
+                .rev()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
+        let (command, problems) = parse(program, arguments, variable);
+        let problems = problems.iter().map(ToString::to_string).collect();
+        match command {
+            Command::Run(config) => (Some(*config), problems),
+            Command::Version | Command::Help => (None, problems),
+        }
+    }
+
+    #[test]
+    fn the_four_forms_of_a_flag_mean_the_same() {
+        for form in [
+            &["-port", "9000"][..],
+            &["--port", "9000"],
+            &["-port=9000"],
+            &["--port=9000"],
+        ] {
+            let (config, problems) = run("servicebroker", form, &WORKER);
+            assert_eq!(
+                (config.unwrap().api.unwrap().port, problems),
+                (9000, vec![]),
+                "{form:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn roles_follow_flags_and_the_programs_name() {
+        let roles = |program: &str, arguments: &[&str]| {
+            let (config, problems) = run(program, arguments, &WORKER);
+            assert_eq!(problems, Vec::<String>::new());
+            let config = config.unwrap();
+            (config.api.is_some(), config.worker.is_some())
+        };
+        assert_eq!(roles("servicebroker", &[]), (true, false));
+        assert_eq!(roles("/start.sh", &[]), (true, false));
+        assert_eq!(roles("/start-background.sh", &[]), (false, true));
+        assert_eq!(roles("servicebroker", &["-background-tasks"]), (false, true));
+        assert_eq!(
+            roles("servicebroker", &["-background-tasks=false"]),
+            (true, false)
+        );
+        assert_eq!(roles("servicebroker", &["--with-worker"]), (true, true));
+    }
+
+    #[test]
+    fn strength_of_flags_and_variables_is_that_of_the_old_binary() {
+        let variables = [WORKER.as_slice(), &[("PORT", "7000")]].concat();
+        let flags = [
+            "-port=9000",
+            "-database-url=postgres://flag/",
+            "-name-prefix",
+            "flag",
+        ];
+        let config = run("servicebroker", &flags, &variables).0.unwrap();
+        assert_eq!(config.api.unwrap().port, 7000);
+        assert_eq!(
+            (config.database_url.expose(), config.name_prefix.as_str()),
+            ("postgres://flag/", "flag")
+        );
+    }
+
+    #[test]
+    fn glog_flags_are_accepted() {
+        let flags = [
+            "-logtostderr=1",
+            "-stderrthreshold",
+            "0",
+            "-alsologtostderr",
+            "-vmodule=x=2",
+            "-v",
+            "2",
+        ];
+        let (config, problems) = run("servicebroker", &flags, &WORKER);
+        assert_eq!((config.unwrap().verbosity, problems), (2, vec![]));
+    }
+
+    #[test]
+    fn every_problem_is_named_and_no_value_is_shown() {
+        let variables = [
+            ("NAME_PREFIX", "Upper_Case"),
+            ("PORT", "844e"),
+            ("WAIT_SECONDS", "51"),
+            ("BROKER_USERNAME", "u"),
+            ("BROKER_PASSWORD_2", "hush"),
+            ("LISTEN_ADDRESS", "localhost"),
+            ("PROVISION_DEADLINE", "soon"),
+            ("IAM_PATH", "osb"),
+            ("AWS_SECRET_ACCESS_KEY", "hush"),
+        ];
+        let (_, problems) = run(
+            "servicebroker",
+            &["-with-worker", "-nope=hush", "stray"],
+            &variables,
+        );
+        let settings: Vec<&str> = problems.iter().map(|it| it.split(':').next().unwrap()).collect();
+        for setting in [
+            "DATABASE_URL",
+            "NAME_PREFIX",
+            "PORT",
+            "WAIT_SECONDS",
+            "BROKER_PASSWORD",
+            "BROKER_USERNAME_2",
+            "LISTEN_ADDRESS",
+            "PROVISION_DEADLINE",
+            "IAM_PATH",
+            "AWS_REGION",
+            "AWS_ACCESS_KEY_ID",
+            "-nope",
+            "stray",
+        ] {
+            assert!(
+                settings.contains(&setting),
+                "{setting} is missing in {problems:?}"
+            );
+        }
+        assert_eq!(settings.len(), 13, "{problems:?}");
+        assert!(!format!("{problems:?}").contains("hush"));
+    }
+
+    #[test]
+    fn the_api_does_not_read_aws_keys() {
+        let variable = |name: &'static str| {
+            assert!(!name.starts_with("AWS_"), "{name} was read");
+            WORKER
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
+        let (_, problems) = parse("servicebroker", Vec::new(), variable);
+        assert_eq!(problems, Vec::new());
+    }
+
+    #[test]
+    fn name_prefixes_fit_bucket_names() {
+        for good in ["a", "prod", "my-company-1", &"p".repeat(45)] {
+            assert_eq!(check_name_prefix(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "-a",
+            "A",
+            "a_b",
+            "a.b",
+            "xn--a",
+            "sthree",
+            "amzn-s3-demo",
+            "ä",
+            &"p".repeat(46),
+        ] {
+            assert!(check_name_prefix(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn spans_have_units() {
+        for (text, seconds) in [("90s", 90), ("20m", 1_200), ("1h", 3_600), ("45", 45)] {
+            let variables = [WORKER.as_slice(), &[("PROVISION_DEADLINE", text)]].concat();
+            let config = run("servicebroker", &["-background-tasks"], &variables)
+                .0
+                .unwrap();
+            assert_eq!(
+                config.worker.unwrap().provision_deadline,
+                Duration::from_secs(seconds),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn secrets_cannot_be_printed() {
+        let config = run("servicebroker", &["-with-worker"], &WORKER).0.unwrap();
+        let printed = format!("{config:?}");
+        assert!(
+            !printed.contains("hush") && !printed.contains("u:p@h"),
+            "{printed}"
+        );
+    }
+}

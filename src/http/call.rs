@@ -1,0 +1,254 @@
+//! One request as the endpoints see it: decoded path, query, headers, body.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+use serde::de::DeserializeOwned;
+
+use crate::broker::BrokerError;
+use crate::osb::Id;
+
+/// A request whose body is there.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// As sent, upper case.
+    pub(super) method: String,
+    /// Where it goes.
+    pub(super) route: Route,
+    /// Names and values, decoded, in order.
+    query: Vec<(String, String)>,
+    /// Names in lower case, and values.
+    headers: Vec<(String, String)>,
+    /// The body.
+    body: Vec<u8>,
+}
+
+/// The resources that there are.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// `/healthz`
+    Healthz,
+    /// `/readyz`
+    Readyz,
+    /// `/v2/catalog`
+    Catalog,
+    /// `/v2/service_instances/{instance_id}`
+    Instance(Id),
+    /// `/v2/service_instances/{instance_id}/last_operation`
+    LastOperation(Id),
+    /// `/v2/service_instances/{instance_id}/service_bindings/{binding_id}`
+    Binding(Id, Id),
+    /// A path with an id that cannot be one; says why.
+    BadId(&'static str),
+    /// Anything else.
+    Unknown,
+}
+
+impl Route {
+    /// The name under which it is logged.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Route::Healthz => "healthz",
+            Route::Readyz => "readyz",
+            Route::Catalog => "catalog",
+            Route::Instance(_) => "instance",
+            Route::LastOperation(_) => "last_operation",
+            Route::Binding(..) => "binding",
+            Route::BadId(_) => "bad_id",
+            Route::Unknown => "unknown",
+        }
+    }
+
+    /// The instance that it is about.
+    pub(super) fn instance(&self) -> Option<&Id> {
+        match self {
+            Route::Instance(id) | Route::LastOperation(id) | Route::Binding(id, _) => Some(id),
+            Route::Healthz | Route::Readyz | Route::Catalog | Route::BadId(_) | Route::Unknown => None,
+        }
+    }
+
+    /// Where a path leads. Each segment is decoded by itself, so an id may hold any character.
+    fn parse(path: &str) -> Route {
+        let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+        let with_id = |id: &str, build: fn(Id) -> Route| match decode_id(id) {
+            Ok(id) => build(id),
+            Err(why) => Route::BadId(why),
+        };
+        match segments.as_slice() {
+            ["healthz"] => Route::Healthz,
+            ["readyz"] => Route::Readyz,
+            ["v2", "catalog"] => Route::Catalog,
+            ["v2", "service_instances", id] => with_id(id, Route::Instance),
+            ["v2", "service_instances", id, "last_operation"] => with_id(id, Route::LastOperation),
+            ["v2", "service_instances", id, "service_bindings", binding] => {
+                match (decode_id(id), decode_id(binding)) {
+                    (Ok(id), Ok(binding)) => Route::Binding(id, binding),
+                    (Err(why), _) | (_, Err(why)) => Route::BadId(why),
+                }
+            }
+            _ => Route::Unknown,
+        }
+    }
+}
+
+impl Call {
+    /// Takes a request apart.
+    pub(super) fn new(method: &str, target: &str, headers: Vec<(String, String)>, body: Vec<u8>) -> Call {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        Call {
+            method: method.to_owned(),
+            route: Route::parse(path),
+            query: query
+                .split('&')
+                .filter(|it| !it.is_empty())
+                .map(decode_pair)
+                .collect(),
+            headers,
+            body,
+        }
+    }
+
+    /// A query parameter; the first of that name counts.
+    pub(super) fn query(&self, name: &str) -> Option<&str> {
+        self.query
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// A header by its name in lower case; the first of that name counts.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the platform lets us go on after the answer.
+    pub(super) fn accepts_incomplete(&self) -> bool {
+        self.query("accepts_incomplete") == Some("true")
+    }
+
+    /// The body, which must be a JSON object.
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, BrokerError> {
+        // serde would take an array for a struct; the specification means objects only.
+        let first = self.body.iter().find(|it| !it.is_ascii_whitespace());
+        if first != Some(&b'{') {
+            return Err(BrokerError::BadRequest("the body must be a JSON object"));
+        }
+        serde_json::from_slice(&self.body).map_err(|err| {
+            BrokerError::BadRequest(match err.classify() {
+                serde_json::error::Category::Data => "a field of the body has the wrong type",
+                serde_json::error::Category::Eof => "the body ends in the middle of its JSON",
+                serde_json::error::Category::Syntax | serde_json::error::Category::Io => {
+                    "the body is not JSON"
+                }
+            })
+        })
+    }
+}
+
+/// An id out of a path.
+fn decode_id(segment: &str) -> Result<Id, &'static str> {
+    let text = percent_decode_str(segment)
+        .decode_utf8()
+        .map_err(|_| "an id is not UTF-8")?;
+    Id::parse(text.into_owned())
+}
+
+/// `name=value` as forms encode it.
+fn decode_pair(pair: &str) -> (String, String) {
+    let decode = |text: &str| {
+        let spaced = if text.contains('+') {
+            Cow::Owned(text.replace('+', " "))
+        } else {
+            Cow::Borrowed(text)
+        };
+        percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
+    };
+    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+    (decode(name), decode(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::osb::ProvisionRequest;
+
+    fn id(text: &str) -> Id {
+        Id::parse(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn paths_lead_where_they_should() {
+        for (path, route) in [
+            ("/healthz", Route::Healthz),
+            ("/v2/catalog", Route::Catalog),
+            ("/v2/service_instances/a", Route::Instance(id("a"))),
+            ("/v2/service_instances/a%2Fb%20c", Route::Instance(id("a/b c"))),
+            (
+                "/v2/service_instances/last_operation/last_operation",
+                Route::LastOperation(id("last_operation")),
+            ),
+            (
+                "/v2/service_instances/a/service_bindings/b%3F",
+                Route::Binding(id("a"), id("b?")),
+            ),
+            ("/v2/service_instances/", Route::BadId("an id is empty")),
+            (
+                "/v2/service_instances/%00",
+                Route::BadId("an id holds a control character"),
+            ),
+            ("/v2/service_instances/%ff", Route::BadId("an id is not UTF-8")),
+            (
+                "/v2/service_instances/a/service_bindings/",
+                Route::BadId("an id is empty"),
+            ),
+            ("/v2/catalog/", Route::Unknown),
+            ("//v2/catalog", Route::Unknown),
+            ("/", Route::Unknown),
+            ("", Route::Unknown),
+        ] {
+            assert_eq!(Route::parse(path), route, "{path}");
+        }
+    }
+
+    #[test]
+    fn queries_are_decoded_and_the_first_of_a_name_counts() {
+        let call = Call::new(
+            "PUT",
+            "/x?a=1%20+2&a=3&flag&accepts_incomplete=true",
+            vec![],
+            vec![],
+        );
+        assert_eq!(
+            (call.query("a"), call.query("flag"), call.query("b")),
+            (Some("1  2"), Some(""), None)
+        );
+        assert!(call.accepts_incomplete());
+        assert!(!Call::new("PUT", "/x?accepts_incomplete=True", vec![], vec![]).accepts_incomplete());
+    }
+
+    #[test]
+    fn bodies_that_are_no_object_of_the_right_shape_are_refused() {
+        for body in [
+            "",
+            "  ",
+            "[]",
+            "null",
+            "{",
+            "{\"service_id\":1}",
+            "{} x",
+            "[\"s\"]",
+            "{\"a\":\"\\ud800\"}",
+        ] {
+            let call = Call::new("PUT", "/x", vec![], body.into());
+            assert!(call.json::<ProvisionRequest>().is_err(), "{body}");
+        }
+        assert!(
+            Call::new("PUT", "/x", vec![], b" {} ".to_vec())
+                .json::<ProvisionRequest>()
+                .is_ok()
+        );
+    }
+}

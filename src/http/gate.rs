@@ -1,0 +1,535 @@
+//! The front door. Every connection ends here; tiny_http sees only whole, plain requests.
+//!
+//! Why there are two layers: tiny_http alone starves ordinary keep-alive clients, reads without
+//! limits, and can be stopped for good by one peer (README, Decision 1). Behind this door it gets
+//! one short request for each private connection, rebuilt from what was understood, and none of
+//! that can happen.
+//!
+//! Invariants
+//! - Accepting never ends but by the word to end.
+//! - A connection holds its place, and its peer's share of places, for as long as it lives, and it
+//!   lives no longer than the deadlines of its phases.
+//! - What reaches tiny_http was read to its end by `strict` and carries the key of this process.
+//!
+//! The stream is generic: TLS goes between [`Timed`] and [`Connection`].
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::strict::{self, Buffer, Refusal, Request};
+use crate::event::Event;
+use crate::random::{self, NoRandomness};
+
+/// Header that carries the process' key to tiny_http.
+pub(super) const KEY_HEADER: &str = "x-gate-key";
+/// Header that tells tiny_http's side who the peer is.
+pub(super) const PEER_HEADER: &str = "x-gate-peer";
+
+/// Largest answer, in bytes. The catalog is the only one that can grow.
+const ANSWER_BYTES_MAX: u64 = 8 << 20;
+/// Stack of a connection's thread, in bytes.
+const STACK_BYTES: usize = 128 * 1024;
+/// How often an idle connection looks whether the process is to end.
+const IDLE_LOOK: Duration = Duration::from_millis(500);
+/// How long a refused peer may go on sending before the connection is cut.
+const LINGER: Duration = Duration::from_secs(1);
+/// What a refused peer may still send, in bytes.
+const LINGER_BYTES: u64 = 256 * 1024;
+/// Descriptors that are not for connections.
+const DESCRIPTORS_RESERVED: usize = 64;
+/// Descriptors that one connection may take: its own, the private one on both sides, a spare.
+const DESCRIPTORS_EACH: usize = 4;
+
+/// How much and how long.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    /// Connections at once.
+    pub(super) connections_max: usize,
+    /// Connections at once from one address.
+    pub(super) per_address_max: usize,
+    /// Body, in bytes.
+    pub(super) body_bytes_max: usize,
+    /// From the first byte of a request to its last.
+    pub(super) receive: Duration,
+    /// Between requests.
+    pub(super) idle: Duration,
+    /// For the work on a request.
+    pub(super) work: Duration,
+    /// For the peer to take the answer.
+    pub(super) send: Duration,
+}
+
+/// Where tiny_http listens, and what opens it.
+#[derive(Clone)]
+pub(super) struct Inside {
+    /// Random name in the abstract namespace.
+    name: Vec<u8>,
+    /// What others in the same network namespace do not know.
+    pub(super) key: String,
+}
+
+impl Inside {
+    /// Opens the private socket.
+    pub(super) fn open() -> Result<(Inside, UnixListener), String> {
+        let digits = || random::hex16().map_err(|err: NoRandomness| err.to_string());
+        let inside = Inside {
+            name: digits()?.into_bytes(),
+            key: format!("{}{}", digits()?, digits()?),
+        };
+        let address = inside.address().map_err(|err| err.to_string())?;
+        let listener = UnixListener::bind_addr(&address).map_err(|err| err.to_string())?;
+        Ok((inside, listener))
+    }
+
+    /// The private socket's address.
+    fn address(&self) -> io::Result<UnixAddr> {
+        UnixAddr::from_abstract_name(&self.name)
+    }
+}
+
+/// What all connections share.
+pub(super) struct Gate {
+    /// How much and how long.
+    limits: Limits,
+    /// Where requests go.
+    inside: Inside,
+    /// Said when the process is to end.
+    stop: Arc<Event>,
+    /// Connections of each address.
+    places: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A connection's place, given up when dropped.
+struct Place {
+    /// Where it was taken.
+    gate: Arc<Gate>,
+    /// Whose it is.
+    address: IpAddr,
+}
+
+impl Gate {
+    /// A gate before `inside`. The number of connections is cut to what descriptors are there for.
+    pub(super) fn new(mut limits: Limits, inside: Inside, stop: Arc<Event>) -> Gate {
+        let room = descriptor_limit().map(|it| it.saturating_sub(DESCRIPTORS_RESERVED) / DESCRIPTORS_EACH);
+        if let Some(room) = room.filter(|it| *it < limits.connections_max) {
+            log::warn!(
+                "connections cut to the descriptor limit: connections_max={}",
+                room.max(1)
+            );
+            limits.connections_max = room.max(1);
+            limits.per_address_max = limits.per_address_max.min(limits.connections_max);
+        }
+        Gate {
+            limits,
+            inside,
+            stop,
+            places: Mutex::default(),
+        }
+    }
+
+    /// Accepts until the process is to end. [`Gate::wake`] makes it look.
+    pub(super) fn accept(self: &Arc<Gate>, listener: &TcpListener) {
+        while !self.stop.is_set() {
+            match listener.accept() {
+                Ok(_) if self.stop.is_set() => {}
+                Ok((socket, peer)) => self.admit(socket, peer),
+                Err(err) => {
+                    log::warn!("connection not accepted: cause={err}");
+                    self.stop.wait(Duration::from_millis(50)); // out of descriptors: others must end first
+                }
+            }
+        }
+    }
+
+    /// Makes a waiting [`Gate::accept`] look whether the process is to end.
+    pub(super) fn wake(address: SocketAddr) {
+        let loopback = match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+            ip => ip,
+        };
+        if let Err(err) = TcpStream::connect_timeout(&(loopback, address.port()).into(), LINGER) {
+            log::debug!("accept not woken: cause={err}");
+        }
+    }
+
+    /// How many connections there are.
+    pub(super) fn connections(&self) -> usize {
+        self.places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .sum()
+    }
+
+    /// Gives a connection a thread, or sends it away.
+    fn admit(self: &Arc<Gate>, socket: TcpStream, peer: SocketAddr) {
+        let Some(place) = self.take_place(peer.ip()) else {
+            return turn_away(socket);
+        };
+        let gate = Arc::clone(self);
+        let serve = move || {
+            let stream = Timed {
+                socket,
+                deadline: Instant::now(),
+            };
+            Connection {
+                gate: &gate,
+                stream,
+                peer,
+                buffer: Buffer::default(),
+            }
+            .serve();
+            drop(place);
+        };
+        if let Err(err) = std::thread::Builder::new()
+            .name("connection".into())
+            .stack_size(STACK_BYTES)
+            .spawn(serve)
+        {
+            log::warn!("connection dropped, no thread: cause={err}");
+        }
+    }
+
+    /// A place for one more connection of `address`.
+    fn take_place(self: &Arc<Gate>, address: IpAddr) -> Option<Place> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = places.values().sum();
+        let own = places.entry(address).or_default();
+        if all >= self.limits.connections_max || *own >= self.limits.per_address_max {
+            if *own == 0 {
+                places.remove(&address);
+            }
+            return None;
+        }
+        *own += 1;
+        Some(Place {
+            gate: Arc::clone(self),
+            address,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = self.gate.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = places.get_mut(&self.address) {
+            *own -= 1;
+            if *own == 0 {
+                places.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Says that all places are taken. Must not hold up accepting: one short write into an empty buffer.
+fn turn_away(mut socket: TcpStream) {
+    let answer = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let sent = socket
+        .set_nonblocking(true)
+        .and_then(|()| socket.write_all(answer));
+    let closed = socket.shutdown(Shutdown::Write);
+    log::debug!(
+        "connection turned away: told={} closed={}",
+        sent.is_ok(),
+        closed.is_ok()
+    );
+}
+
+/// A stream that can be given a deadline.
+trait Deadline: Read + Write {
+    /// From now on nothing may take longer than until `deadline`.
+    fn set_deadline(&mut self, deadline: Instant);
+    /// Says that nothing more will be sent.
+    fn finish(&mut self) -> io::Result<()>;
+}
+
+/// A socket with one absolute deadline, looked at before each system call: a peer that drips
+/// bytes gains nothing.
+struct Timed {
+    /// The socket.
+    socket: TcpStream,
+    /// When its patience ends.
+    deadline: Instant,
+}
+
+impl Timed {
+    /// What is left of the deadline.
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            Ok(left)
+        }
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(Some(self.left()?))?;
+        self.socket.read(into)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(Some(self.left()?))?;
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Deadline for Timed {
+    fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.socket.shutdown(Shutdown::Write)
+    }
+}
+
+/// One connection of a client.
+struct Connection<'a, S> {
+    /// What it shares with others.
+    gate: &'a Gate,
+    /// Its bytes.
+    stream: S,
+    /// Who it is.
+    peer: SocketAddr,
+    /// What was read of the next request.
+    buffer: Buffer,
+}
+
+impl<S: Deadline> Connection<'_, S> {
+    /// Serves request after request until one side has had enough.
+    fn serve(&mut self) {
+        while self.wait_for_request() {
+            self.stream
+                .set_deadline(Instant::now() + self.gate.limits.receive);
+            let request = strict::read_request(
+                &mut self.buffer,
+                &mut self.stream,
+                self.gate.limits.body_bytes_max,
+            );
+            let (answer, keep_alive) = match request {
+                Ok(request) => {
+                    let keep_alive = request.keep_alive && !self.gate.stop.is_set();
+                    (self.forward(&request, keep_alive), keep_alive)
+                }
+                Err(Refusal::Gone) => return,
+                Err(Refusal::TooSlow) => return self.refuse(408, "the request took too long to arrive"),
+                Err(Refusal::Bad(status, reason)) => return self.refuse(status, reason),
+            };
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(err) => {
+                    log::error!("request lost between gate and server: cause={err}");
+                    return self.refuse(503, "the server did not answer in time");
+                }
+            };
+            self.stream.set_deadline(Instant::now() + self.gate.limits.send);
+            if self.stream.write_all(&answer).is_err() || !keep_alive {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the first byte of a request; false when none comes, or none is wanted any more.
+    fn wait_for_request(&mut self) -> bool {
+        let deadline = Instant::now() + self.gate.limits.idle;
+        while self.buffer.is_empty() {
+            let look = Instant::now() + IDLE_LOOK;
+            if self.gate.stop.is_set() || Instant::now() >= deadline {
+                return false;
+            }
+            self.stream.set_deadline(look.min(deadline));
+            match self.buffer.fill(&mut self.stream) {
+                Ok(()) => {}
+                Err(err) if matches!(err.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Hands a request to tiny_http and brings its whole answer back, so that a peer that reads
+    /// slowly holds up this thread alone.
+    fn forward(&self, request: &Request, keep_alive: bool) -> io::Result<Vec<u8>> {
+        let mut inside = UnixStream::connect_addr(&self.gate.inside.address()?)?;
+        inside.set_write_timeout(Some(self.gate.limits.work))?;
+        inside.set_read_timeout(Some(self.gate.limits.work))?;
+        inside.write_all(&rebuild(request, &self.gate.inside.key, self.peer))?;
+        let mut answer = Vec::new();
+        inside.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+        own_connection_header(&answer, keep_alive)
+    }
+
+    /// Answers what never reached a handler, and ends the connection so that the peer sees it.
+    fn refuse(&mut self, status: u16, reason: &str) {
+        log::info!(
+            "request refused: status={status} peer={} reason={reason:?}",
+            self.peer.ip()
+        );
+        let body = format!("{{\"description\":\"{reason}\"}}");
+        let retry = if status == 503 { "Retry-After: 1\r\n" } else { "" };
+        let answer = format!(
+            "HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{retry}Connection: close\r\n\r\n{body}",
+            body.len()
+        );
+        self.stream.set_deadline(Instant::now() + LINGER);
+        if self.stream.write_all(answer.as_bytes()).is_err() || self.stream.finish().is_err() {
+            return;
+        }
+        // Closing with unread bytes would reset the connection and with it the answer.
+        let drained = io::copy(&mut (&mut self.stream).take(LINGER_BYTES), &mut io::sink());
+        log::trace!("refused peer: drained={drained:?}");
+    }
+}
+
+/// Headers that are between a client and this door, and our own.
+fn is_left_out(name: &str) -> bool {
+    name.starts_with("x-gate-")
+        || matches!(
+            name,
+            "connection"
+                | "keep-alive"
+                | "proxy-connection"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+                | "content-length"
+                | "expect"
+                | "host"
+        )
+}
+
+/// The request as tiny_http gets it: one plain form, whatever the peer's was.
+fn rebuild(request: &Request, key: &str, peer: SocketAddr) -> Vec<u8> {
+    let mut head = format!("{} {} HTTP/1.1\r\nHost: gate\r\n", request.method, request.target);
+    for (name, value) in request.headers.iter().filter(|(name, _)| !is_left_out(name)) {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    let length = request.body.len();
+    head.push_str(&format!(
+        "Content-Length: {length}\r\nConnection: close\r\n{KEY_HEADER}: {key}\r\n{PEER_HEADER}: {peer}\r\n\r\n"
+    ));
+    let mut bytes = head.into_bytes();
+    bytes.extend_from_slice(&request.body);
+    bytes
+}
+
+/// The answer with a `Connection` header that says what this connection will do.
+fn own_connection_header(answer: &[u8], keep_alive: bool) -> io::Result<Vec<u8>> {
+    let end = answer.windows(4).position(|it| it == b"\r\n\r\n");
+    let (head, body) = end
+        .and_then(|end| answer.split_at_checked(end + 2))
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
+    let head = std::str::from_utf8(head).map_err(io::Error::other)?;
+    let mut bytes = Vec::with_capacity(answer.len() + 24);
+    for line in head
+        .split_inclusive("\r\n")
+        .filter(|it| !it.to_ascii_lowercase().starts_with("connection:"))
+    {
+        bytes.extend_from_slice(line.as_bytes());
+    }
+    bytes.extend_from_slice(if keep_alive {
+        b"Connection: keep-alive\r\n"
+    } else {
+        b"Connection: close\r\n"
+    });
+    bytes.extend_from_slice(body);
+    Ok(bytes)
+}
+
+/// The soft limit on open files, where the system tells it.
+fn descriptor_limit() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    limits
+        .lines()
+        .find_map(|it| it.strip_prefix("Max open files"))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_rebuilt_without_what_is_not_for_the_server() {
+        let headers = [
+            ("host", "x"),
+            ("x-gate-key", "forged"),
+            ("connection", "close"),
+            ("authorization", "a"),
+        ];
+        let request = Request {
+            method: "PUT".into(),
+            target: "/v2".into(),
+            headers: headers
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            body: b"{}".to_vec(),
+            keep_alive: true,
+        };
+        let text = String::from_utf8(rebuild(&request, "key", "127.0.0.1:9".parse().unwrap())).unwrap();
+        assert_eq!(
+            text,
+            "PUT /v2 HTTP/1.1\r\nHost: gate\r\nauthorization: a\r\nContent-Length: 2\r\nConnection: close\r\n\
+             x-gate-key: key\r\nx-gate-peer: 127.0.0.1:9\r\n\r\n{}"
+        );
+    }
+
+    #[test]
+    fn answers_say_what_the_connection_does() {
+        let inside = b"HTTP/1.1 200 OK\r\nconnection: close\r\nA: b\r\n\r\nConnection: body";
+        let outside = b"HTTP/1.1 200 OK\r\nA: b\r\nConnection: keep-alive\r\n\r\nConnection: body";
+        assert_eq!(own_connection_header(inside, true).unwrap(), outside);
+        assert!(own_connection_header(b"HTTP/1.1 200 OK\r\n", true).is_err());
+    }
+
+    #[test]
+    fn places_are_bounded_for_all_and_for_each() {
+        let limits = Limits {
+            connections_max: 3,
+            per_address_max: 2,
+            body_bytes_max: 1,
+            receive: Duration::ZERO,
+            idle: Duration::ZERO,
+            work: Duration::ZERO,
+            send: Duration::ZERO,
+        };
+        let inside = Inside {
+            name: Vec::new(),
+            key: String::new(),
+        };
+        let gate = Arc::new(Gate::new(limits, inside, Arc::default()));
+        let [one, other, third] = [1, 2, 3].map(|it| IpAddr::from([127, 0, 0, it]));
+        let first = gate.take_place(one).unwrap();
+        let _second = gate.take_place(one).unwrap();
+        assert!(gate.take_place(one).is_none());
+        let _third = gate.take_place(other).unwrap();
+        assert!(gate.take_place(third).is_none());
+        drop(first);
+        assert!(gate.take_place(third).is_some());
+        assert_eq!(gate.connections(), 2);
+    }
+
+    #[test]
+    fn this_system_tells_its_descriptor_limit() {
+        assert!(descriptor_limit().is_some_and(|it| it > 0));
+    }
+}

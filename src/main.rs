@@ -1,0 +1,229 @@
+//! `servicebroker`: sells S3 buckets through the Open Service Broker API.
+//!
+//! Arguments and environment become a [`Config`]; from it come an api, a worker, or both. This file
+//! alone reads the environment and ends the process. See README, "Architecture", for the rooms.
+
+mod aws;
+mod broker;
+mod config;
+mod event;
+mod http;
+mod osb;
+mod random;
+mod steps;
+mod store;
+mod tls;
+mod worker;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use config::{Command, Config, Problem, WorkerConfig};
+use event::Event;
+use http::Api;
+use store::{Store, Target};
+use worker::{Limits, Worker};
+
+/// The settings are wrong (sysexits' EX_USAGE is taken by shells; 2 is what flag parsers use).
+const EXIT_USAGE: u8 = 2;
+/// Something that must live has died; the supervisor shall start the process again.
+const EXIT_BROKEN: u8 = 70;
+/// How long requests may take to end after SIGTERM.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
+/// How soon the tables are tried again while the database is away.
+const SCHEMA_RETRY: Duration = Duration::from_secs(1);
+
+/// Why the process ends.
+enum End {
+    /// A signal asked for it.
+    Asked,
+    /// It cannot go on.
+    Broken(String),
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args();
+    let program = arguments.next().unwrap_or_default();
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the environment"
+    )]
+    let variable = |name: &'static str| std::env::var(name).ok();
+    let (command, mut problems) = config::parse(&program, arguments.collect(), variable);
+    let config = match command {
+        Command::Version => return print(concat!("servicebroker/", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Help => return print(config::USAGE),
+        Command::Run(config) => *config,
+    };
+    let target = Target::parse(&config.database_url, config.statement_timeout);
+    let target = target
+        .map_err(|complaint| problems.push(Problem::new("DATABASE_URL", complaint)))
+        .ok();
+    let shop = config.worker.as_ref().map(|it| outfit(it, &config.name_prefix));
+    let shop = shop.and_then(|made| made.map_err(|problem| problems.push(problem)).ok());
+    let Some(target) = target.filter(|_| problems.is_empty()) else {
+        problems.dedup_by(|one, other| one.setting == other.setting);
+        for problem in problems {
+            eprintln!("servicebroker: {problem}");
+        }
+        return ExitCode::from(EXIT_USAGE);
+    };
+    if let Err(complaint) = start_logging(config.verbosity) {
+        eprintln!("servicebroker: {complaint}");
+        return ExitCode::from(EXIT_BROKEN);
+    }
+    match run(config, target, shop) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(complaint) => {
+            log::error!("process ends: cause={complaint}");
+            ExitCode::from(EXIT_BROKEN)
+        }
+    }
+}
+
+/// Prints what was asked for.
+fn print(text: &str) -> ExitCode {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(EXIT_BROKEN),
+    }
+}
+
+/// Sends our own lines to standard error. Of others only warnings: they may log URLs, and a signed
+/// URL is a key for minutes.
+fn start_logging(verbosity: u8) -> Result<(), String> {
+    let level = match verbosity {
+        0 => log::LevelFilter::Info,
+        1 => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    };
+    simple_logger::SimpleLogger::new()
+        .with_level(log::LevelFilter::Warn)
+        .with_module_level("servicebroker", level)
+        .init()
+        .map_err(|err| err.to_string())
+}
+
+/// What a worker needs beside the database.
+fn outfit(config: &WorkerConfig, name_prefix: &str) -> Result<(aws::Aws, steps::Settings), Problem> {
+    let text = |it: &Option<String>| it.clone();
+    let roots = match (&config.ca_bundle, &config.ssl_cert_file) {
+        (Some(bundle), _) => tls::roots_from_file(Path::new(bundle))
+            .map_err(|err| Problem::new("AWS_CA_BUNDLE", err.to_string()))?,
+        (None, file) => tls::system_roots(file.as_deref().map(Path::new)).unwrap_or_default(),
+    };
+    let aws = aws::Aws::new(aws::Settings {
+        region: config.region.clone(),
+        endpoint_url: text(&config.endpoint_url),
+        endpoint_url_s3: text(&config.endpoint_url_s3),
+        endpoint_url_iam: text(&config.endpoint_url_iam),
+        endpoint_url_sts: text(&config.endpoint_url_sts),
+        roots,
+        call_deadline: worker::call_deadline(config.lease),
+        max_idle_per_host: config.threads,
+    });
+    let aws = aws.map_err(|err| Problem::new("AWS", err.to_string()))?;
+    let settings = steps::Settings {
+        credentials: aws::Credentials {
+            access_key_id: config.access_key_id.clone(),
+            secret_access_key: config.secret_access_key.clone(),
+            session_token: config.session_token.clone(),
+        },
+        account_id: text(&config.account_id),
+        name_prefix: name_prefix.to_owned(),
+        kms_key_id: text(&config.kms_key_id),
+        iam_path: text(&config.iam_path),
+        iam_permissions_boundary: text(&config.iam_permissions_boundary),
+        provision_deadline: config.provision_deadline,
+    };
+    Ok((aws, settings))
+}
+
+/// Runs what the settings ask for until a signal comes.
+fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>) -> Result<(), String> {
+    let (ended, end) = mpsc::channel();
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|err| err.to_string())?;
+    let asked = ended.clone();
+    spawn("signals", move || {
+        if signals.forever().next().is_some() && asked.send(End::Asked).is_err() {
+            log::debug!("signal came after the end");
+        }
+    })?;
+    let (stop, ready) = (Arc::new(Event::default()), Arc::new(Event::default()));
+    let store = Store::new(target, config.database_connections, config.statement_timeout);
+    let (tables, tables_ready, tables_stop) = (store.clone(), Arc::clone(&ready), Arc::clone(&stop));
+    spawn("schema", move || {
+        prepare_database(&tables, &tables_ready, &tables_stop)
+    })?;
+    let worker = match (shop, config.worker) {
+        (Some((aws, settings)), Some(worker)) => {
+            log::info!("working: region={} threads={}", worker.region, worker.threads);
+            let limits = Limits {
+                threads: worker.threads,
+                lease: worker.lease,
+            };
+            Some(Worker::start(
+                store.clone(),
+                aws,
+                settings,
+                limits,
+                &ready,
+                &stop,
+            )?)
+        }
+        (_, _) => None,
+    };
+    let give_up = move |cause: &str| {
+        if ended.send(End::Broken(cause.to_owned())).is_err() {
+            log::debug!("server ended after the process: cause={cause}");
+        }
+    };
+    let api = config
+        .api
+        .map(|api| Api::start(store, config.name_prefix, api, &stop, give_up))
+        .transpose()?;
+    if let Some(api) = &api {
+        log::info!("listening: address={}", api.address);
+    }
+    let end = end.recv().unwrap_or(End::Asked);
+    log::info!("stopping");
+    stop.set();
+    if let Some(api) = api {
+        api.finish(FINISH_TIMEOUT);
+    }
+    if let Some(worker) = worker {
+        worker.finish();
+    }
+    match end {
+        End::Asked => Ok(()),
+        End::Broken(cause) => Err(cause),
+    }
+}
+
+/// Creates or upgrades the tables, as often as it takes until the database is there.
+fn prepare_database(store: &Store, ready: &Event, stop: &Event) {
+    while !stop.is_set() {
+        match store.ensure_schema() {
+            Ok(changed) => {
+                log::info!("database ready: tables_changed={changed}");
+                return ready.set();
+            }
+            Err(err) => log::warn!("database not ready: cause={err}"),
+        }
+        stop.wait(SCHEMA_RETRY);
+    }
+}
+
+/// Starts a thread that lives as long as the process.
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread
+        .map(drop)
+        .map_err(|err| format!("no thread for {name}: {err}"))
+}

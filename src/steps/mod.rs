@@ -1,0 +1,314 @@
+//! The work of each task kind on AWS: ordered steps, each safe to repeat.
+//!
+//! Not here: when a task runs again (`worker`), what a call looks like on the wire (`aws`).
+//!
+//! Invariants
+//! - `ensure_x` leaves x true whatever was there before; `remove_x` leaves nothing and is content
+//!   when nothing was there. A process that is killed after any call or statement, and run again,
+//!   ends in the same state.
+//! - Before each AWS call the [`Permit`] is asked, so nothing happens after the lease is lost.
+//! - Every write to the database is made while the claim is held.
+
+mod delete;
+mod provision;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::aws::{Aws, AwsError, Caller, Credentials, Permit};
+use crate::store::{Claim, Instance, Store, StoreError, TaskKind, Transaction, Whereabouts};
+
+/// What the worker's settings say about the work.
+pub(crate) struct Settings {
+    /// The broker's own key.
+    pub(crate) credentials: Credentials,
+    /// AWS account id, where known.
+    pub(crate) account_id: Option<String>,
+    /// What the names of buckets and users begin with.
+    pub(crate) name_prefix: String,
+    /// KMS key of encrypted plans; without one the account's own for S3.
+    pub(crate) kms_key_id: Option<String>,
+    /// IAM path of the users.
+    pub(crate) iam_path: Option<String>,
+    /// Permissions boundary of the users.
+    pub(crate) iam_permissions_boundary: Option<String>,
+    /// How long a provision may take from its request.
+    pub(crate) provision_deadline: Duration,
+}
+
+/// What one run of a task works with.
+pub(crate) struct Work<'a> {
+    /// The database.
+    pub(crate) store: &'a Store,
+    /// AWS.
+    pub(crate) aws: &'a Aws,
+    /// The settings.
+    pub(crate) settings: &'a Settings,
+    /// The task.
+    pub(crate) claim: &'a Claim,
+    /// Whether a call may be made now.
+    pub(crate) permit: &'a dyn Permit,
+}
+
+/// How a run came to its end.
+#[derive(Debug, Clone)]
+pub(crate) enum Ending {
+    /// The instance can be used; its bucket is there.
+    Available(Whereabouts),
+    /// Nothing of the instance is left in AWS. The name that it had is looked at once more later.
+    Removed {
+        /// The name of bucket and user.
+        name: String,
+    },
+    /// Nothing of that name came up again.
+    Swept,
+}
+
+/// Why a run did not come to its end.
+#[derive(Debug)]
+pub(crate) enum StepError {
+    /// AWS refused or did not answer.
+    Aws(AwsError),
+    /// The database did.
+    Store(StoreError),
+    /// No repetition helps; says why, fit for the platform to read.
+    Unfixable(String),
+    /// Nothing is wrong, it only takes time.
+    Wait {
+        /// When to look again.
+        delay: Duration,
+        /// What for, fit for the platform to read.
+        reason: String,
+    },
+    /// AWS will not let something go; names what. Repeated all the same.
+    Stuck(String),
+}
+
+/// What the worker is to do after a [`StepError`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Run the task again; the attempt counts.
+    Retry,
+    /// Run it again after the time given; the attempt does not count.
+    Snooze(Duration),
+    /// Give up.
+    GiveUp,
+    /// The permit was withheld: the worker knows why.
+    Halted,
+}
+
+impl StepError {
+    /// The worker's only question.
+    pub(crate) fn verdict(&self) -> Verdict {
+        match self {
+            StepError::Aws(AwsError::Halted { .. }) | StepError::Store(StoreError::LeaseLost) => {
+                Verdict::Halted
+            }
+            StepError::Aws(err) if err.is_transient() => Verdict::Retry,
+            StepError::Aws(_) | StepError::Unfixable(_) => Verdict::GiveUp,
+            StepError::Store(_) | StepError::Stuck(_) => Verdict::Retry,
+            StepError::Wait { delay, .. } => Verdict::Snooze(*delay),
+        }
+    }
+
+    /// What the platform may read: which call, which code, nothing of ours.
+    pub(crate) fn public(&self) -> String {
+        match self {
+            StepError::Aws(err) => match err.code() {
+                Some(code) => format!("AWS answered {code}"),
+                None => "AWS did not answer as expected".to_owned(),
+            },
+            StepError::Store(_) => "the broker's database was not available".to_owned(),
+            StepError::Unfixable(reason) | StepError::Stuck(reason) => reason.clone(),
+            StepError::Wait { reason, .. } => reason.clone(),
+        }
+    }
+}
+
+impl From<AwsError> for StepError {
+    fn from(err: AwsError) -> StepError {
+        StepError::Aws(err)
+    }
+}
+
+impl From<StoreError> for StepError {
+    fn from(err: StoreError) -> StepError {
+        StepError::Store(err)
+    }
+}
+
+impl std::fmt::Display for StepError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StepError::Aws(err) => err.fmt(f),
+            StepError::Store(err) => err.fmt(f),
+            StepError::Unfixable(reason) | StepError::Stuck(reason) => f.write_str(reason),
+            StepError::Wait { reason, .. } => f.write_str(reason),
+        }
+    }
+}
+
+/// Does the work of a task.
+pub(crate) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
+    match &work.claim.kind {
+        TaskKind::Provision => provision::run(work),
+        TaskKind::Delete => delete::run(work),
+        TaskKind::Sweep => delete::sweep(work),
+        TaskKind::Unknown(_) => Err(StepError::Unfixable("this version has no such task".to_owned())),
+    }
+}
+
+/// What a task keeps in its metadata from one run to the next.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub(crate) struct Notes {
+    /// Provision: everything is made but the key is not proven yet.
+    #[serde(default)]
+    prepared: bool,
+    /// Provision: the first name turned out to be somebody else's bucket.
+    #[serde(default)]
+    renamed: bool,
+    /// Sweep: the name to look for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+}
+
+impl Notes {
+    /// The notes of a sweep after `name`.
+    pub(crate) fn of_sweep(name: String) -> Notes {
+        Notes {
+            name: Some(name),
+            ..Notes::default()
+        }
+    }
+
+    /// From a task's metadata; what cannot be read counts as nothing, which is always safe.
+    fn parse(metadata: &str) -> Notes {
+        serde_json::from_str(metadata).unwrap_or_default()
+    }
+
+    /// As a task's metadata.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned())
+    }
+}
+
+impl Work<'_> {
+    /// AWS, asked with the broker's own key.
+    fn caller(&self) -> Caller<'_> {
+        self.aws.caller(&self.settings.credentials, self.permit)
+    }
+
+    /// The instance as it is now.
+    fn instance(&self) -> Result<Instance, StepError> {
+        let id = self.claim.instance.clone();
+        let found = self.store.transaction(move |tx| tx.find_instance(&id))?;
+        found.ok_or_else(|| StepError::Unfixable("the instance has no row".to_owned()))
+    }
+
+    /// Changes the instance's row while the claim is held.
+    fn write(
+        &self,
+        job: impl FnOnce(&mut Transaction<'_>, &str) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), StepError> {
+        let id = self.claim.instance.clone();
+        Ok(self.store.fenced(self.claim, move |tx| job(tx, &id))?)
+    }
+
+    /// Keeps notes for the next run.
+    fn remember(&self, notes: &Notes) -> Result<(), StepError> {
+        let (task, metadata) = (self.claim.task.clone(), notes.to_json());
+        Ok(self
+            .store
+            .fenced(self.claim, move |tx| tx.remember(&task, &metadata))?)
+    }
+
+    /// Tells how far the task has come.
+    fn report(&self, progress: String) -> Result<(), StepError> {
+        let claim = self.claim.clone();
+        Ok(self
+            .store
+            .fenced(self.claim, move |tx| tx.report_progress(&claim, &progress))?)
+    }
+
+    /// The account that the buckets belong to, where it is known.
+    fn account<'s>(&'s self, instance: &'s Instance) -> Option<&'s str> {
+        let of_user = instance.user_arn.as_deref().and_then(account_of);
+        of_user.or(self.settings.account_id.as_deref())
+    }
+}
+
+/// The account in an ARN.
+fn account_of(arn: &str) -> Option<&str> {
+    arn.split(':').nth(4).filter(|it| !it.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_follow_what_helps() {
+        let refused = |code: &str, status| {
+            StepError::Aws(AwsError::Refused {
+                operation: "CreateUser",
+                code: code.to_owned(),
+                status,
+                request_id: String::new(),
+                message: String::new(),
+            })
+        };
+        let wait = StepError::Wait {
+            delay: Duration::from_secs(1),
+            reason: "x".into(),
+        };
+        for (err, verdict) in [
+            (refused("AccessDenied", 403), Verdict::GiveUp),
+            (refused("NoSuchEntity", 404), Verdict::Retry),
+            (refused("InvalidClientTokenId", 403), Verdict::Retry),
+            (
+                StepError::Aws(AwsError::Halted { operation: "x" }),
+                Verdict::Halted,
+            ),
+            (
+                StepError::Aws(AwsError::Deadline { operation: "x" }),
+                Verdict::Retry,
+            ),
+            (StepError::Store(StoreError::Silent), Verdict::Retry),
+            (StepError::Store(StoreError::LeaseLost), Verdict::Halted),
+            (StepError::Unfixable("x".into()), Verdict::GiveUp),
+            (StepError::Stuck("x".into()), Verdict::Retry),
+            (wait, Verdict::Snooze(Duration::from_secs(1))),
+        ] {
+            assert_eq!(err.verdict(), verdict, "{err}");
+        }
+    }
+
+    #[test]
+    fn notes_survive_and_nonsense_counts_as_none() {
+        let notes = Notes {
+            prepared: true,
+            renamed: true,
+            name: None,
+        };
+        let again = Notes::parse(&notes.to_json());
+        assert!(again.prepared && again.renamed);
+        assert!(!Notes::parse("").prepared && !Notes::parse("[1]").prepared);
+        assert_eq!(
+            Notes::parse(&Notes::of_sweep("n".into()).to_json())
+                .name
+                .as_deref(),
+            Some("n")
+        );
+    }
+
+    #[test]
+    fn arns_name_their_account() {
+        assert_eq!(
+            account_of("arn:aws:iam::123456789012:user/x/y"),
+            Some("123456789012")
+        );
+        assert_eq!(account_of("arn:aws:s3:::bucket"), None);
+        assert_eq!(account_of(""), None);
+    }
+}

@@ -1,0 +1,148 @@
+//! Rows of `services` and `plans`: what is sold. Operators edit them.
+
+use postgres::Row;
+use postgres::types::Type;
+
+use super::{StoreError, Transaction};
+
+/// A row of `services`.
+#[derive(Debug, Clone)]
+pub(crate) struct OfferingRow {
+    /// Its id.
+    pub(crate) id: String,
+    /// Its name in the platform's commands.
+    pub(crate) name: String,
+    /// What it is.
+    pub(crate) description: String,
+    /// Tags, separated by commas.
+    pub(crate) categories: String,
+    /// An icon: a URL, usually a `data:` one.
+    pub(crate) image: String,
+    /// Its name for people.
+    pub(crate) human_name: String,
+}
+
+/// A row of `plans`.
+#[derive(Debug, Clone)]
+pub(crate) struct PlanRow {
+    /// Its id.
+    pub(crate) id: String,
+    /// The offering that it belongs to.
+    pub(crate) offering: String,
+    /// Its name in the platform's commands.
+    pub(crate) name: String,
+    /// Its name for people.
+    pub(crate) human_name: String,
+    /// What it is.
+    pub(crate) description: String,
+    /// Version of what is sold.
+    pub(crate) version: String,
+    /// Kind of what is sold.
+    pub(crate) engine: String,
+    /// Price in hundredths.
+    pub(crate) cost_cents: i32,
+    /// What the price is paid for.
+    pub(crate) cost_unit: String,
+    /// What is shown of it, JSON text.
+    pub(crate) attributes: String,
+    /// What a worker makes of it, JSON text.
+    pub(crate) details: String,
+    /// Whether private networks may have it.
+    pub(crate) inside_private_network: bool,
+    /// Whether others may have it.
+    pub(crate) outside_private_network: bool,
+    /// Not yet for everyone.
+    pub(crate) beta: bool,
+    /// Not sold any more; live instances go on.
+    pub(crate) deprecated: bool,
+    /// Not shown any more; live instances go on.
+    pub(crate) deleted: bool,
+    /// When it was added, RFC 3339.
+    pub(crate) created: String,
+    /// When it was changed last, RFC 3339.
+    pub(crate) updated: String,
+}
+
+/// Offerings on sale, in a fixed order.
+const OFFERINGS: &str = "
+    select service::text, name::text, human_name, description, categories, image
+    from services where not deleted order by name, service";
+
+/// All columns that a [`PlanRow`] is read from; two selects share it.
+macro_rules! select_plan {
+    ($tail:literal) => {
+        concat!(
+            "select p.plan::text, p.service::text, p.name::text, p.human_name, p.description, p.version,
+                p.type::text as engine, p.cost_cents::integer, p.cost_unit::text, p.attributes::text,
+                p.provider_private_details::text as details, p.installable_inside_private_network,
+                p.installable_outside_private_network, p.beta or s.beta as beta,
+                p.deprecated or s.deprecated as deprecated, p.deleted or s.deleted as deleted,
+                to_char(p.created at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as created,
+                to_char(p.updated at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as updated
+            from plans p join services s on s.service = p.service where ",
+            $tail
+        )
+    };
+}
+
+/// Plans on sale, in a fixed order.
+const PLANS: &str = select_plan!("not p.deleted and not s.deleted order by p.name, p.plan");
+/// One plan, sold or not. Compared as text: a platform's id need not be a UUID.
+const FIND_PLAN: &str = select_plan!("p.plan::text = $1");
+
+impl Transaction<'_> {
+    /// All offerings on sale.
+    pub(crate) fn offerings(&mut self) -> Result<Vec<OfferingRow>, StoreError> {
+        let rows = self.query(OFFERINGS, &[])?;
+        rows.iter()
+            .map(|row| {
+                Ok(OfferingRow {
+                    id: row.try_get("service")?,
+                    name: row.try_get("name")?,
+                    description: row.try_get("description")?,
+                    categories: row.try_get("categories")?,
+                    image: row.try_get("image")?,
+                    human_name: row.try_get("human_name")?,
+                })
+            })
+            .collect()
+    }
+
+    /// All plans on sale.
+    pub(crate) fn plans(&mut self) -> Result<Vec<PlanRow>, StoreError> {
+        self.query(PLANS, &[])?.iter().map(PlanRow::read).collect()
+    }
+
+    /// The plan, also when it is not sold any more.
+    pub(crate) fn find_plan(&mut self, id: &str) -> Result<Option<PlanRow>, StoreError> {
+        self.query_opt(FIND_PLAN, &[(&id, Type::TEXT)])?
+            .map(|row| PlanRow::read(&row))
+            .transpose()
+    }
+}
+
+impl PlanRow {
+    /// From a row of [`PLANS`] or [`FIND_PLAN`].
+    fn read(row: &Row) -> Result<PlanRow, StoreError> {
+        Ok(PlanRow {
+            id: row.try_get("plan")?,
+            offering: row.try_get("service")?,
+            name: row.try_get("name")?,
+            human_name: row.try_get("human_name")?,
+            description: row.try_get("description")?,
+            version: row.try_get("version")?,
+            engine: row.try_get("engine")?,
+            cost_cents: row.try_get("cost_cents")?,
+            cost_unit: row.try_get("cost_unit")?,
+            attributes: row.try_get("attributes")?,
+            details: row.try_get("details")?,
+            inside_private_network: row.try_get("installable_inside_private_network")?,
+            outside_private_network: row.try_get("installable_outside_private_network")?,
+            beta: row.try_get("beta")?,
+            deprecated: row.try_get("deprecated")?,
+            deleted: row.try_get("deleted")?,
+            created: row.try_get("created")?,
+            updated: row.try_get("updated")?,
+        })
+    }
+}

@@ -1,0 +1,407 @@
+//! All SQL, and the connections that it runs on.
+//!
+//! Not here: what an answer means to a platform (`broker`) or to a task (`worker`, `steps`).
+//!
+//! Every use of the database is one transaction, given as a closure to [`Store::transaction`]. It
+//! runs on a thread that owns its connection, so that the caller can give up on a silent server:
+//! the client library has no time limit of its own on a query.
+//!
+//! Invariants
+//! - There are never more connections than the settings allow, apart from those given up on.
+//! - A connection that was given up on is never used again, and ends by itself.
+//! - While too many are given up on, callers are refused without asking the database.
+//! - Errors carry the server's code and primary message, never a row's values.
+
+mod bindings;
+mod catalog;
+mod connect;
+mod instances;
+mod listen;
+mod schema;
+mod tasks;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender, SyncSender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use postgres::types::{ToSql, Type};
+use postgres::{Client, Row};
+
+pub(crate) use catalog::{OfferingRow, PlanRow};
+pub(crate) use connect::Target;
+pub(crate) use instances::{Instance, InstanceStatus, NewInstance, Provisioned, Whereabouts};
+pub(crate) use listen::Listener;
+pub(crate) use tasks::{Claim, LeaseState, NewTask, TaskKind, TaskRow, TaskState};
+
+/// What went wrong between us and the database.
+#[derive(Debug)]
+pub(crate) enum StoreError {
+    /// The server or the client library refused.
+    Postgres(postgres::Error),
+    /// The task is no longer ours: its lease ran out and another worker has it, or it was settled.
+    LeaseLost,
+    /// All connections were in use for too long.
+    Busy,
+    /// The server did not answer in time, now or several times just before.
+    Silent,
+    /// The thread that did the work panicked; nothing was committed.
+    Panicked,
+    /// A value in the database that this version cannot read; names column and trouble.
+    Unreadable(&'static str),
+}
+
+impl StoreError {
+    /// Whether the database is the trouble, and asking again later may help.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        match self {
+            StoreError::Busy | StoreError::Silent => true,
+            StoreError::LeaseLost | StoreError::Panicked | StoreError::Unreadable(_) => false,
+            StoreError::Postgres(err) => match err.code() {
+                None => true, // no answer from the server: connecting, sending, reading failed
+                Some(code) => {
+                    let code = code.code();
+                    // connection, resources, operator intervention; then deadlock, lock and statement
+                    // timeouts, a table not there yet
+                    ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+                        || ["40001", "40P01", "55P03", "42P01", "28P01", "3D000"].contains(&code)
+                }
+            },
+        }
+    }
+}
+
+impl From<postgres::Error> for StoreError {
+    fn from(err: postgres::Error) -> StoreError {
+        StoreError::Postgres(err)
+    }
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StoreError::Postgres(err) => match err.as_db_error() {
+                Some(answer) => write!(
+                    f,
+                    "PostgreSQL said {}: {}",
+                    answer.code().code(),
+                    answer.message()
+                ),
+                None => match std::error::Error::source(err) {
+                    Some(source) => write!(f, "PostgreSQL: {err}: {source}"),
+                    None => write!(f, "PostgreSQL: {err}"),
+                },
+            },
+            StoreError::LeaseLost => f.write_str("the task belongs to another worker now"),
+            StoreError::Busy => f.write_str("all database connections are in use"),
+            StoreError::Silent => f.write_str("the database does not answer"),
+            StoreError::Panicked => f.write_str("a panic while the database was in use"),
+            StoreError::Unreadable(column) => write!(f, "unreadable value in {column}"),
+        }
+    }
+}
+
+/// How much longer than its statements' limit a call may take before it is given up on.
+const GRACE: Duration = Duration::from_secs(5);
+/// Calls that may hang at once before the database counts as silent.
+const ABANDONED_MAX: usize = 8;
+/// A connection idle for longer is tried before it is used.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// How long trying it may take.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Stack of a connection's thread, in bytes.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// The database, for any number of threads.
+#[derive(Clone)]
+pub(crate) struct Store(Arc<Shared>);
+
+/// What all users of the store share.
+struct Shared {
+    /// Where the database is.
+    target: Target,
+    /// Connections allowed.
+    connections_max: usize,
+    /// How long a call may take in all.
+    call_timeout: Duration,
+    /// The connections.
+    pool: Mutex<Pool>,
+    /// Signalled when a connection comes back or goes.
+    returned: Condvar,
+    /// Calls that were given up on and still hang.
+    abandoned: AtomicUsize,
+}
+
+/// Which connections there are.
+struct Pool {
+    /// Those that nobody uses; the last one was used last.
+    idle: Vec<Connection>,
+    /// All, used or not, but those given up on.
+    open: usize,
+}
+
+/// A thread that owns a connection and does one job at a time.
+struct Connection {
+    /// Where jobs go. When this is dropped, the thread ends.
+    jobs: Sender<Job>,
+}
+
+/// What a connection's thread does.
+type Job = Box<dyn FnOnce(&mut Slot) + Send>;
+
+/// A connection's place: connected or not.
+struct Slot {
+    /// The connection, if there is one.
+    client: Option<Client>,
+    /// When it was last used.
+    used: Instant,
+}
+
+/// One transaction. It is committed when the closure that got it returns `Ok`.
+pub(crate) struct Transaction<'a>(postgres::Transaction<'a>);
+
+impl Store {
+    /// A store on `target`; connects when it is first used.
+    pub(crate) fn new(target: Target, connections_max: usize, statement_timeout: Duration) -> Store {
+        Store(Arc::new(Shared {
+            target,
+            connections_max,
+            call_timeout: statement_timeout + GRACE,
+            pool: Mutex::new(Pool {
+                idle: Vec::new(),
+                open: 0,
+            }),
+            returned: Condvar::new(),
+            abandoned: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Runs `job` as one transaction: committed on `Ok`, rolled back on `Err`.
+    ///
+    /// # Errors
+    /// The job's own, or the database's as [`StoreError`]. After an error of the commit itself
+    /// nobody knows whether it happened; every job here may be repeated.
+    pub(crate) fn transaction<T, E>(
+        &self,
+        job: impl FnOnce(&mut Transaction<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        self.transaction_within(self.0.call_timeout, job)
+    }
+
+    /// The same, with a time limit of its own.
+    fn transaction_within<T, E>(
+        &self,
+        limit: Duration,
+        job: impl FnOnce(&mut Transaction<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let connection = self.take()?;
+        let (answer, answered) = mpsc::sync_channel(1);
+        let shared = Arc::clone(&self.0);
+        let job = Box::new(move |slot: &mut Slot| run(&shared.target, slot, job, &answer));
+        if connection.jobs.send(job).is_err() {
+            self.forget();
+            return Err(StoreError::Panicked.into());
+        }
+        match answered.recv_timeout(limit) {
+            Ok(result) => {
+                self.give_back(connection);
+                result
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                self.abandon(connection, answered);
+                Err(StoreError::Silent.into())
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                self.forget(); // the thread is gone and its connection with it
+                Err(StoreError::Panicked.into())
+            }
+        }
+    }
+
+    /// A connection to wait for notifications on, outside the pool.
+    pub(crate) fn listen(&self, channel: &'static str) -> Result<Listener, StoreError> {
+        Listener::open(&self.0.target, channel)
+    }
+
+    /// An idle connection, or a new one while that is allowed.
+    fn take(&self) -> Result<Connection, StoreError> {
+        if self.0.abandoned.load(Ordering::Relaxed) >= ABANDONED_MAX {
+            return Err(StoreError::Silent);
+        }
+        let deadline = Instant::now() + self.0.call_timeout;
+        let mut pool = self.pool();
+        loop {
+            if let Some(connection) = pool.idle.pop() {
+                return Ok(connection);
+            }
+            if pool.open < self.0.connections_max {
+                pool.open += 1;
+                drop(pool);
+                return open_thread().inspect_err(|_| self.forget());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(StoreError::Busy);
+            }
+            pool = self
+                .0
+                .returned
+                .wait_timeout(pool, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Puts a connection back for others.
+    fn give_back(&self, connection: Connection) {
+        self.pool().idle.push(connection);
+        self.0.returned.notify_one();
+    }
+
+    /// Makes room for a connection that is gone.
+    fn forget(&self) {
+        self.pool().open -= 1;
+        self.0.returned.notify_one();
+    }
+
+    /// Leaves a hanging call to itself and counts it until it ends.
+    fn abandon<A: Send + 'static>(&self, connection: Connection, answered: mpsc::Receiver<A>) {
+        self.0.abandoned.fetch_add(1, Ordering::Relaxed);
+        self.forget();
+        drop(connection);
+        let shared = Arc::clone(&self.0);
+        let watch = move || {
+            // Ends when the thread is done with the job, or dies: either way the answer is dropped.
+            if answered.recv().is_ok() {
+                log::debug!("database call ended after it was given up on");
+            }
+            shared.abandoned.fetch_sub(1, Ordering::Relaxed);
+        };
+        if let Err(err) = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(watch) {
+            log::error!("no thread for an abandoned database call: cause={err}");
+        }
+    }
+
+    /// The pool. A panic elsewhere cannot leave it half changed.
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.0.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts the thread of a new connection; it connects with its first job.
+fn open_thread() -> Result<Connection, StoreError> {
+    let (jobs, inbox) = mpsc::channel::<Job>();
+    let work = move || {
+        let mut slot = Slot {
+            client: None,
+            used: Instant::now(),
+        };
+        for job in inbox {
+            job(&mut slot);
+        }
+    };
+    match std::thread::Builder::new()
+        .name("database".into())
+        .stack_size(STACK_BYTES)
+        .spawn(work)
+    {
+        Ok(_) => Ok(Connection { jobs }),
+        Err(err) => {
+            log::error!("no thread for a database connection: cause={err}");
+            Err(StoreError::Busy)
+        }
+    }
+}
+
+/// Does one job on a connection's thread and answers.
+fn run<T, E: From<StoreError>>(
+    target: &Target,
+    slot: &mut Slot,
+    job: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
+    answer: &SyncSender<Result<T, E>>,
+) {
+    let result = match slot.connected(target) {
+        Ok(client) => in_transaction(client, job),
+        Err(err) => Err(StoreError::from(err).into()),
+    };
+    slot.used = Instant::now();
+    if slot.client.as_ref().is_some_and(Client::is_closed) {
+        slot.client = None;
+    }
+    if answer.send(result).is_err() {
+        slot.client = None; // nobody waits any more
+    }
+}
+
+impl Slot {
+    /// The connection; a new one where there is none or the old one does not answer.
+    fn connected(&mut self, target: &Target) -> Result<&mut Client, postgres::Error> {
+        let usable = match &mut self.client {
+            None => false,
+            Some(client) if self.used.elapsed() < TRUSTED_IDLE => !client.is_closed(),
+            Some(client) => client.is_valid(TRIAL_TIMEOUT).is_ok(),
+        };
+        if !usable {
+            self.client = None;
+        }
+        match &mut self.client {
+            Some(client) => Ok(client),
+            place @ None => Ok(place.insert(target.connect()?)),
+        }
+    }
+}
+
+/// Begins, does the job, commits or rolls back.
+fn in_transaction<T, E: From<StoreError>>(
+    client: &mut Client,
+    job: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let begun = client.transaction().map_err(StoreError::from)?;
+    let mut transaction = Transaction(begun);
+    let result = job(&mut transaction)?; // dropped: rolled back
+    transaction.0.commit().map_err(StoreError::from)?;
+    Ok(result)
+}
+
+/// A parameter and its type: with it a query takes one round trip.
+type Parameter<'p> = (&'p (dyn ToSql + Sync), Type);
+
+impl Transaction<'_> {
+    /// All rows.
+    fn query(&mut self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, StoreError> {
+        Ok(self.0.query_typed(sql, parameters)?)
+    }
+
+    /// The row, if there is one; the statement gives one at most.
+    fn query_opt(&mut self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<Row>, StoreError> {
+        Ok(self.0.query_typed_opt(sql, parameters)?)
+    }
+
+    /// The row; the statement gives exactly one.
+    fn query_one(&mut self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Row, StoreError> {
+        Ok(self.0.query_typed_one(sql, parameters)?)
+    }
+
+    /// Changes rows and counts them.
+    fn execute(&mut self, sql: &str, parameters: &[Parameter<'_>]) -> Result<u64, StoreError> {
+        Ok(self.0.execute_typed(sql, parameters)?)
+    }
+
+    /// Asks for nothing, to see whether there is an answer.
+    pub(crate) fn ping(&mut self) -> Result<(), StoreError> {
+        self.query_one("select 1", &[]).map(drop)
+    }
+
+    /// Several statements without parameters.
+    fn batch(&mut self, sql: &str) -> Result<(), StoreError> {
+        Ok(self.0.batch_execute(sql)?)
+    }
+}
