@@ -12,56 +12,25 @@
 //!
 //! Source: Open Service Broker API 2.17; where Akkeris needs something else, [`Habits`] says so.
 
+mod catalog;
+mod checks;
+mod error;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
-use crate::osb::{self, BindRequest, Credentials, Id, LastOperation, OperationState, ProvisionRequest};
+use crate::osb::{BindRequest, Credentials, Id, LastOperation, OperationState, ProvisionRequest};
 use crate::random;
 use crate::store::{
-    Instance, InstanceStatus, NewInstance, NewTask, OfferingRow, PlanRow, Provisioned, StoreError, TaskKind,
-    TaskRow, TaskState, Transaction,
+    Instance, InstanceStatus, NewInstance, NewTask, Provisioned, StoreError, TaskKind, TaskRow, TaskState,
+    Transaction,
 };
 
-/// Why an operation was refused or could not be done.
-#[derive(Debug)]
-pub(crate) enum BrokerError {
-    /// The platform must say `accepts_incomplete=true`.
-    AsyncRequired,
-    /// Another operation on the instance goes on; says which.
-    Busy(&'static str),
-    /// The platform's idea of the plan's maintenance version is not ours.
-    MaintenanceInfoConflict,
-    /// No such instance; the platform asked about one.
-    InstanceUnknown,
-    /// No such instance; the platform wants it gone or asks how its removal went.
-    InstanceGone,
-    /// The id belongs to an instance with other attributes.
-    InstanceConflict,
-    /// The instance can give no credentials, and never will.
-    InstanceFailed,
-    /// No such binding; the platform asked about one.
-    BindingUnknown,
-    /// No such binding; the platform wants it gone.
-    BindingGone,
-    /// The id belongs to a binding with other attributes.
-    BindingConflict,
-    /// What is missing or wrong in the request.
-    BadRequest(&'static str),
-    /// The instance lacks what its credentials need until a worker has looked.
-    NotYetKnown,
-    /// The database, or the lack of randomness.
-    Store(StoreError),
-    /// No name could be made.
-    NoRandomness(random::NoRandomness),
-}
+pub(crate) use catalog::catalog;
+pub(crate) use checks::CatalogQuery;
+pub(crate) use error::BrokerError;
 
-impl From<StoreError> for BrokerError {
-    fn from(err: StoreError) -> BrokerError {
-        BrokerError::Store(err)
-    }
-}
+use checks::{catalog_ids, known_plan, mandatory, refuse_parameters, refuse_unsold};
 
 /// Where the answers that Akkeris needs and those of the specification part.
 #[derive(Debug, Clone, Copy)]
@@ -372,152 +341,6 @@ pub(crate) fn unbind(
     }
 }
 
-/// `service_id` and `plan_id` of a DELETE. Mandatory for the specification, not for Akkeris.
-#[derive(Debug, Clone)]
-pub(crate) struct CatalogQuery {
-    /// As sent.
-    pub(crate) service_id: Option<String>,
-    /// As sent.
-    pub(crate) plan_id: Option<String>,
-    /// Whether they may be left out.
-    pub(crate) habits: Habits,
-}
-
-impl CatalogQuery {
-    /// Refuses what is missing, and what no plan of ours ever was.
-    fn check(&self, tx: &mut Transaction<'_>) -> Result<(), BrokerError> {
-        let sent = |it: &Option<String>| it.as_deref().is_some_and(|it| !it.is_empty());
-        if sent(&self.service_id) && sent(&self.plan_id) {
-            let (offering, plan) = catalog_ids(&self.service_id, &self.plan_id)?;
-            return known_plan(tx, offering, plan).map(drop);
-        }
-        if self.habits.strict {
-            catalog_ids(&self.service_id, &self.plan_id).map(drop)
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// What is sold, as the platform sees it. An offering without plans is not shown.
-pub(crate) fn catalog(tx: &mut Transaction<'_>) -> Result<osb::Catalog, StoreError> {
-    let (offerings, plans) = (tx.offerings()?, tx.plans()?);
-    let services = offerings.iter().map(|offering| offering_object(offering, &plans));
-    Ok(osb::Catalog {
-        services: services.filter(|it| !it.plans.is_empty()).collect(),
-    })
-}
-
-/// One offering with its plans.
-fn offering_object(offering: &OfferingRow, plans: &[PlanRow]) -> osb::Offering {
-    let own = plans.iter().filter(|it| it.offering == offering.id);
-    let tags = offering
-        .categories
-        .split(',')
-        .map(str::trim)
-        .filter(|it| !it.is_empty());
-    osb::Offering {
-        id: offering.id.clone(),
-        name: offering.name.clone(),
-        description: offering.description.clone(),
-        tags: tags.map(str::to_owned).collect(),
-        bindable: true,
-        bindings_retrievable: true,
-        plan_updateable: false,
-        plans: own.map(|plan| plan_object(offering, plan)).collect(),
-        metadata: json!({ "name": offering.human_name, "image": offering.image }),
-    }
-}
-
-/// One plan. The metadata is what Akkeris' controller reads.
-fn plan_object(offering: &OfferingRow, plan: &PlanRow) -> osb::Plan {
-    let state = match (plan.deprecated, plan.beta) {
-        (true, _) => "shutdown", // the one word that stops Akkeris from selling it
-        (false, true) => "beta",
-        (false, false) => "ga",
-    };
-    let attributes: Value = serde_json::from_str(&plan.attributes).unwrap_or_else(|_| json!({}));
-    let no_parameters = json!({ "parameters": {
-        "$schema": "http://json-schema.org/draft-07/schema#", "type": "object", "additionalProperties": false,
-    }});
-    osb::Plan {
-        id: plan.id.clone(),
-        name: plan.name.clone(),
-        description: plan.description.clone(),
-        free: plan.cost_cents == 0,
-        metadata: json!({
-            "id": plan.id, "name": plan.name, "description": plan.description, "human_name": plan.human_name,
-            "key": format!("{}:{}", offering.name, plan.name), "state": state, "attributes": attributes,
-            "addon_service": { "id": offering.id, "name": offering.name },
-            "engine": { "type": plan.engine, "version": plan.version },
-            "price": { "cents": plan.cost_cents, "unit": plan.cost_unit },
-            "installable_inside_private_network": plan.inside_private_network,
-            "installable_outside_private_network": plan.outside_private_network,
-            "compliance": [], "space_default": false,
-            "created_at": plan.created, "updated_at": plan.updated,
-        }),
-        schemas: json!({
-            "service_instance": { "create": no_parameters }, "service_binding": { "create": no_parameters },
-        }),
-    }
-}
-
-/// Both ids of a request, or what is missing.
-fn catalog_ids<'a>(
-    service_id: &'a Option<String>,
-    plan_id: &'a Option<String>,
-) -> Result<(&'a str, &'a str), BrokerError> {
-    let offering = mandatory(service_id, "service_id is missing or empty")?;
-    Ok((offering, mandatory(plan_id, "plan_id is missing or empty")?))
-}
-
-/// Text that must be there, and that PostgreSQL can keep.
-fn mandatory<'a>(sent: &'a Option<String>, complaint: &'static str) -> Result<&'a str, BrokerError> {
-    match sent.as_deref() {
-        None | Some("") => Err(BrokerError::BadRequest(complaint)),
-        Some(text) if text.contains('\0') => Err(BrokerError::BadRequest("a field holds a NUL")),
-        Some(text) if text.len() > FIELD_BYTES_MAX => Err(BrokerError::BadRequest("a field is too long")),
-        Some(text) => Ok(text),
-    }
-}
-
-/// Longest mandatory field, in bytes.
-const FIELD_BYTES_MAX: usize = 1_024;
-
-/// The plan, sold or not: live instances outlive it.
-fn known_plan(tx: &mut Transaction<'_>, offering: &str, plan: &str) -> Result<PlanRow, BrokerError> {
-    let found = tx
-        .find_plan(plan)?
-        .ok_or(BrokerError::BadRequest("plan_id is not in the catalog"))?;
-    if found.offering == offering {
-        Ok(found)
-    } else {
-        Err(BrokerError::BadRequest(
-            "service_id is not in the catalog, or the plan is not one of its plans",
-        ))
-    }
-}
-
-/// New instances come only of plans that are on sale.
-fn refuse_unsold(plan: &PlanRow) -> Result<(), BrokerError> {
-    if plan.deleted || plan.deprecated {
-        return Err(BrokerError::BadRequest("the plan is not sold any more"));
-    }
-    Ok(())
-}
-
-/// Plans say what an instance is; there are no parameters, and none is ignored in silence.
-fn refuse_parameters(parameters: Option<&Value>) -> Result<(), BrokerError> {
-    match parameters {
-        None => Ok(()),
-        Some(Value::Object(map)) if map.is_empty() => Ok(()),
-        Some(Value::Object(_)) => Err(BrokerError::BadRequest(
-            "this offering takes no parameters; choose a plan",
-        )),
-        Some(_) => Err(BrokerError::BadRequest("parameters must be an object")),
-    }
-}
-
 /// Whether both describe the same instance. What the old broker did not write down counts as equal.
 fn is_same(kept: &Provisioned, sent: &Provisioned) -> bool {
     let same = |kept: &Option<String>, sent: &Option<String>| kept.is_none() || kept == sent;
@@ -655,16 +478,6 @@ mod tests {
             },
         ] {
             assert!(!is_same(&other, &sent), "{other:?}");
-        }
-    }
-
-    #[test]
-    fn parameters_are_never_ignored_in_silence() {
-        for fine in [None, Some(json!({}))] {
-            assert!(refuse_parameters(fine.as_ref()).is_ok());
-        }
-        for bad in [json!({"versioned": true}), json!([]), json!("x"), json!(1)] {
-            assert!(refuse_parameters(Some(&bad)).is_err(), "{bad}");
         }
     }
 }

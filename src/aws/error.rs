@@ -343,7 +343,7 @@ pub(super) fn none_if<T>(result: Result<T, AwsError>, codes: &[&str]) -> Result<
 mod tests {
     use super::*;
 
-    /// The answers recorded beside the tests of the whole: name, status, body and what we make of them.
+    /// Answers as recorded from AWS: status and body, and the code and class that we read from them.
     #[rustfmt::skip]
     const RECORDED: &[(u16, &str, &str, Class)] = &[
         (400, "<ErrorResponse xmlns=\"https://iam.amazonaws.com/doc/2010-05-08/\">\n  <Error>\n    <Type>Sender</Type>\n    <Code>Throttling</Code>\n    <Message>Rate exceeded</Message>\n  </Error>\n  <RequestId>R1</RequestId>\n</ErrorResponse>\n", "Throttling", Class::Throttle),

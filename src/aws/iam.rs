@@ -61,7 +61,7 @@ pub(crate) struct PolicyVersion {
     pub(crate) is_default: bool,
 }
 
-/// The texts of a list's members, at `field` or of the member itself.
+/// A text that says something.
 fn owned(text: Option<&str>) -> Option<String> {
     text.filter(|text| !text.is_empty()).map(str::to_owned)
 }
@@ -226,5 +226,64 @@ impl Caller<'_> {
     /// Deletes an access key.
     pub(crate) fn delete_access_key(&self, user: &str, id: &str) -> Result<(), AwsError> {
         self.remove_in_iam("DeleteAccessKey", &[("UserName", user), ("AccessKeyId", id)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stub::{Reply, Stub, call};
+    use super::*;
+
+    const MADE: Reply = Reply::Answer(
+        200,
+        "<CreateUserResponse xmlns=\"https://iam.amazonaws.com/doc/2010-05-08/\"><CreateUserResult><User>\
+         <Path>/osb/</Path><Arn>arn:aws:iam::111122223333:user/osb/u</Arn></User></CreateUserResult>\
+         </CreateUserResponse>",
+    );
+    const EXISTS: Reply = Reply::Answer(
+        409,
+        "<ErrorResponse><Error><Code>EntityAlreadyExists</Code></Error></ErrorResponse>",
+    );
+    const GONE: Reply = Reply::Answer(
+        404,
+        "<ErrorResponse><Error><Code>NoSuchEntity</Code></Error></ErrorResponse>",
+    );
+
+    #[test]
+    fn a_user_is_made_with_path_boundary_and_tags() {
+        let tags = [
+            ("k/1".to_owned(), String::new()),
+            ("k2".to_owned(), "v w".to_owned()),
+        ];
+        let make = |caller: Caller<'_>| caller.create_user("u", Some("/osb/"), Some("arn:b"), &tags);
+        let stub = Stub::start(&[MADE, EXISTS]);
+        let user = User {
+            arn: "arn:aws:iam::111122223333:user/osb/u".into(),
+            path: "/osb/".into(),
+        };
+        assert_eq!(call(stub.port, 9, make), Ok(Some(user)));
+        assert_eq!(call(stub.port, 9, make), Ok(None));
+        let form = "UserName=u&Path=%2Fosb%2F&PermissionsBoundary=arn%3Ab&Tags.member.1.Key=k%2F1\
+            &Tags.member.1.Value=&Tags.member.2.Key=k2&Tags.member.2.Value=v%20w";
+        assert!(stub.requests().remove(0).ends_with(form));
+    }
+
+    #[test]
+    fn what_is_not_there_is_already_deleted() {
+        let stub = Stub::start(&[GONE]);
+        call(stub.port, 99, |caller| {
+            caller.delete_user("u").unwrap();
+            caller.delete_user_policy("u", "p").unwrap();
+            caller.detach_user_policy("u", "arn").unwrap();
+            caller.delete_policy("arn").unwrap();
+            caller.delete_policy_version("arn", "v1").unwrap();
+            caller.delete_access_key("u", "AK").unwrap();
+            assert_eq!(caller.get_user("u"), Ok(None));
+            assert_eq!(caller.list_policy_versions("arn"), Ok(vec![]));
+            assert_eq!(caller.list_attached_user_policies("u"), Ok(vec![]));
+            assert_eq!(caller.list_access_keys("u"), Ok(vec![]));
+            assert!(caller.put_user_policy("u", "p", "{}").is_err());
+        });
+        assert_eq!(stub.requests().len(), 11);
     }
 }

@@ -30,17 +30,16 @@ mod s3_objects;
 mod send;
 mod sigv4;
 mod sts;
+#[cfg(test)]
+mod stub;
 mod xml;
 
 pub(crate) use credentials::Credentials;
 pub(crate) use endpoints::SettingsError;
 pub(crate) use error::AwsError;
-pub(crate) use iam::{AccessKey, PolicyVersion, User};
-pub(crate) use policy::{KmsKey, KmsKeyError, tag_value, tenant_policy, tls_only_bucket_policy};
+pub(crate) use policy::{KmsKey, tag_value, tenant_policy, tls_only_bucket_policy};
 pub(crate) use s3::BucketCreation;
-pub(crate) use s3_configuration::{Encryption, LifecycleRule};
-pub(crate) use s3_objects::{AbortedUpload, ObjectError, ObjectVersion, Upload, VersionPage};
-pub(crate) use sts::CallerIdentity;
+pub(crate) use s3_objects::{AbortedUpload, ObjectError};
 
 use endpoints::{Chosen, Endpoints};
 

@@ -191,3 +191,72 @@ pub(super) fn sign(call: &Call<'_>, service: &str, credentials: &Credentials, no
         headers,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::stub::{Reply, Stub, call};
+
+    const FIRST: Reply = Reply::Answer(
+        200,
+        "<ListUserPoliciesResponse xmlns=\"https://iam.amazonaws.com/doc/2010-05-08/\"><ListUserPoliciesResult>\
+         <PolicyNames><member>one</member></PolicyNames><IsTruncated>true</IsTruncated><Marker>m/1</Marker>\
+         </ListUserPoliciesResult></ListUserPoliciesResponse>",
+    );
+    const LAST: Reply = Reply::Answer(
+        200,
+        "<ListUserPoliciesResponse><ListUserPoliciesResult><PolicyNames><member>two</member></PolicyNames>\
+         <IsTruncated>false</IsTruncated></ListUserPoliciesResult></ListUserPoliciesResponse>",
+    );
+    const GONE: Reply = Reply::Answer(
+        404,
+        "<ErrorResponse><Error><Code>NoSuchEntity</Code></Error></ErrorResponse>",
+    );
+
+    #[test]
+    fn lists_are_read_to_their_end() {
+        let cases: [(&'static [Reply], &[&str]); 4] = [
+            (&[LAST], &["two"]),
+            (&[FIRST, LAST], &["one", "two"]),
+            (&[FIRST, FIRST, LAST], &["one", "one", "two"]),
+            (&[GONE], &[]),
+        ];
+        for (script, names) in cases {
+            let stub = Stub::start(script);
+            let found = call(stub.port, 9, |caller| caller.list_user_policies("u")).unwrap();
+            assert_eq!(found, names);
+            for (number, request) in stub.requests().iter().enumerate() {
+                let marker = if number == 0 { "" } else { "&Marker=m%2F1" };
+                let form = format!("\r\n\r\nAction=ListUserPolicies&Version=2010-05-08&UserName=u{marker}");
+                assert!(request.ends_with(&form), "{request}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_without_end_is_given_up() {
+        let stub = Stub::start(&[FIRST]);
+        let error = call(stub.port, 999, |caller| caller.list_user_policies("u")).unwrap_err();
+        assert!(error.to_string().contains("the list does not end"), "{error}");
+    }
+
+    #[test]
+    fn a_form_is_signed_with_all_its_headers() {
+        let stub = Stub::start(&[GONE]);
+        call(stub.port, 9, |caller| caller.delete_access_key("u", "AK")).unwrap();
+        let request = stub.requests().remove(0);
+        let lower = request.to_lowercase();
+        assert!(request.starts_with("POST / HTTP/1.1\r\n"), "{request}");
+        assert!(
+            lower.contains(&format!("\r\nhost: 127.0.0.1:{}\r\n", stub.port)),
+            "{request}"
+        );
+        assert_eq!(lower.matches("\r\nhost:").count(), 1, "{request}");
+        assert!(
+            request.contains("SignedHeaders=content-type;host;x-amz-date;x-amz-security-token,"),
+            "{request}"
+        );
+        assert!(request.contains("/eu-west-1/iam/aws4_request,"), "{request}");
+        assert!(request.ends_with("&UserName=u&AccessKeyId=AK"), "{request}");
+        assert!(!request.contains("planted-secret"), "{request}");
+    }
+}

@@ -241,6 +241,7 @@ impl<'a> Caller<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stub::{Reply, Stub, call};
     use super::*;
     use crate::config::Secret;
 
@@ -342,6 +343,70 @@ mod tests {
         ];
         for (number, (signature, expected)) in cases.iter().enumerate() {
             assert_eq!(signature, expected, "row {number}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_is_ours_or_taken() {
+        const OURS: Reply = Reply::Answer(409, "<Error><Code>BucketAlreadyOwnedByYou</Code></Error>");
+        const TAKEN: Reply = Reply::Answer(409, "<Error><Code>BucketAlreadyExists</Code></Error>");
+        let cases: [(&'static [Reply], BucketCreation); 3] = [
+            (&[Reply::Answer(200, "")], BucketCreation::Ours),
+            (&[OURS], BucketCreation::Ours),
+            (&[TAKEN], BucketCreation::TakenByAnother),
+        ];
+        for (script, expected) in cases {
+            let stub = Stub::start(script);
+            assert_eq!(
+                call(stub.port, 9, |caller| caller.create_bucket("b")).unwrap(),
+                expected
+            );
+            let body = "<LocationConstraint>eu-west-1</LocationConstraint></CreateBucketConfiguration>";
+            assert!(stub.requests().remove(0).ends_with(body));
+        }
+    }
+
+    #[test]
+    fn the_expected_owner_is_sent_and_signed_where_it_guards() {
+        let stub = Stub::start(&[Reply::Answer(404, "<Error><Code>NoSuchBucket</Code></Error>")]);
+        call(stub.port, 9, |caller| {
+            let caller = caller.expecting_owner(Some("111122223333"));
+            caller.delete_bucket("b").unwrap();
+            assert_eq!(caller.list_object_versions("b").unwrap(), None);
+            assert_eq!(caller.list_multipart_uploads("b").unwrap(), None);
+        });
+        let requests = stub.requests();
+        assert_eq!(requests.len(), 3);
+        for request in requests {
+            assert!(
+                request.contains("\r\nx-amz-expected-bucket-owner: 111122223333\r\n"),
+                "{request}"
+            );
+            assert!(
+                request.contains("X-Amz-SignedHeaders=host%3Bx-amz-expected-bucket-owner"),
+                "{request}"
+            );
+        }
+    }
+
+    #[test]
+    fn buckets_are_looked_for_on_all_pages() {
+        const FIRST: Reply = Reply::Answer(
+            200,
+            "<ListAllMyBucketsResult><Buckets><Bucket><Name>b-1</Name></Bucket></Buckets>\
+             <ContinuationToken>t/1</ContinuationToken></ListAllMyBucketsResult>",
+        );
+        const LAST: Reply = Reply::Answer(
+            200,
+            "<ListAllMyBucketsResult><Buckets><Bucket><Name>b-2</Name></Bucket></Buckets></ListAllMyBucketsResult>",
+        );
+        for (bucket, owned, pages) in [("b-1", true, 1), ("b-2", true, 2), ("b", false, 2)] {
+            let stub = Stub::start(&[FIRST, LAST]);
+            assert_eq!(
+                call(stub.port, 9, |caller| caller.owns_bucket(bucket)).unwrap(),
+                owned
+            );
+            assert_eq!(stub.requests().len(), pages);
         }
     }
 }

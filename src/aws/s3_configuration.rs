@@ -222,40 +222,9 @@ impl Caller<'_> {
         Ok(root.map(|root| root.children("Rule").map(LifecycleRule::read).collect()))
     }
 
-    /// Deletes the bucket's lifecycle.
-    pub(crate) fn delete_bucket_lifecycle(&self, bucket: &str) -> Result<(), AwsError> {
-        self.delete_setting("DeleteBucketLifecycle", bucket, "lifecycle")
-    }
-
-    /// Deletes a setting; S3 is content when there is none.
-    fn delete_setting(
-        &self,
-        operation: &'static str,
-        bucket: &str,
-        setting: &'static str,
-    ) -> Result<(), AwsError> {
-        let call = self.about_bucket(operation, Method::Delete, bucket)?;
-        self.send(&call.with_query(setting, "")).map(drop)
-    }
-
-    /// Replaces all tags of the bucket.
+    /// Replaces all tags of the bucket. There must be some: S3 refuses an empty set.
     pub(crate) fn put_bucket_tagging(&self, bucket: &str, tags: &[(String, String)]) -> Result<(), AwsError> {
-        if tags.is_empty() {
-            return self.delete_setting("DeleteBucketTagging", bucket, "tagging"); // an empty set is refused
-        }
         self.put_setting("PutBucketTagging", bucket, "tagging", write_tags(tags))
-    }
-
-    /// The bucket's tags.
-    pub(crate) fn get_bucket_tagging(&self, bucket: &str) -> Result<Vec<(String, String)>, AwsError> {
-        let root = self.read_setting("GetBucketTagging", bucket, "tagging", &["NoSuchTagSet"])?;
-        let tags = root.as_ref().and_then(|root| root.find(&["TagSet"]));
-        let text = |tag: &Element, name| tag.find_text(&[name]).unwrap_or_default().to_owned();
-        let pairs = tags
-            .into_iter()
-            .flat_map(|set| set.children("Tag"))
-            .map(|tag| (text(tag, "Key"), text(tag, "Value")));
-        Ok(pairs.collect())
     }
 }
 

@@ -216,129 +216,14 @@ fn describe_io(error: &io::Error) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::net::TcpListener;
 
+    use super::super::stub::{Reply, Stub, call};
     use super::*;
-    use crate::aws::{Aws, Credentials, Permit, Settings};
-    use crate::config::Secret;
 
     const LOCATION: &str = "<LocationConstraint>EU</LocationConstraint>";
     const KEY: &str = "<CreateAccessKeyResponse><CreateAccessKeyResult><AccessKey><AccessKeyId>A</AccessKeyId>\
         <SecretAccessKey>planted-new</SecretAccessKey></AccessKey></CreateAccessKeyResult></CreateAccessKeyResponse>";
-
-    /// What the stub does with a request.
-    #[derive(Clone, Copy)]
-    enum Reply {
-        Answer(u16, &'static str),
-        HalfAnAnswer,
-        Redirect,
-        Close,
-        Silence,
-    }
-
-    /// An AWS on the loopback that answers by a script; its last line is for all further requests.
-    struct Stub {
-        port: u16,
-        requests: Arc<AtomicUsize>,
-        connections: Arc<AtomicUsize>,
-    }
-
-    impl Stub {
-        fn start(script: &'static [Reply]) -> Stub {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let stub = Stub {
-                port: listener.local_addr().unwrap().port(),
-                requests: Arc::default(),
-                connections: Arc::default(),
-            };
-            let (requests, connections) = (Arc::clone(&stub.requests), Arc::clone(&stub.connections));
-            std::thread::spawn(move || {
-                for stream in listener.incoming() {
-                    connections.fetch_add(1, SeqCst);
-                    let requests = Arc::clone(&requests);
-                    std::thread::spawn(move || serve(&stream.unwrap(), script, &requests));
-                }
-            });
-            stub
-        }
-    }
-
-    fn serve(mut stream: &TcpStream, script: &[Reply], requests: &AtomicUsize) {
-        let mut reader = BufReader::new(stream);
-        loop {
-            let mut length = 0;
-            loop {
-                let mut line = String::new();
-                if reader.read_line(&mut line).unwrap_or(0) == 0 {
-                    return;
-                }
-                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap();
-                }
-                if line == "\r\n" {
-                    break;
-                }
-            }
-            reader.read_exact(&mut vec![0; length]).unwrap();
-            let number = requests.fetch_add(1, SeqCst);
-            let text = match script[number.min(script.len() - 1)] {
-                Reply::Answer(status, body) => {
-                    format!(
-                        "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
-                        body.len()
-                    )
-                }
-                Reply::HalfAnAnswer => "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n<Location".into(),
-                Reply::Redirect => {
-                    "HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n".into()
-                }
-                Reply::Close => String::new(),
-                Reply::Silence => {
-                    std::thread::sleep(Duration::from_secs(3));
-                    String::new()
-                }
-            };
-            if stream.write_all(text.as_bytes()).is_err() || !text.ends_with(['>', '\n']) {
-                return;
-            }
-        }
-    }
-
-    /// Allows so many calls.
-    struct Calls(AtomicUsize);
-
-    impl Permit for Calls {
-        fn may_call(&self, _operation: &'static str) -> bool {
-            self.0
-                .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
-                .is_ok()
-        }
-    }
-
-    fn call<T>(port: u16, permits: usize, operation: impl Fn(Caller<'_>) -> T) -> T {
-        let aws = Aws::new(Settings {
-            region: "eu-west-1".into(),
-            endpoint_url: Some(format!("http://127.0.0.1:{port}")),
-            endpoint_url_s3: None,
-            endpoint_url_iam: None,
-            endpoint_url_sts: None,
-            roots: Vec::new(),
-            call_deadline: Duration::from_millis(600),
-            max_idle_per_host: 2,
-        });
-        let credentials = Credentials {
-            access_key_id: "AKIDEXAMPLE".into(),
-            secret_access_key: Secret::new("planted-secret"),
-            session_token: Some(Secret::new("planted-token")),
-        };
-        operation(
-            aws.unwrap()
-                .caller(&credentials, &Calls(AtomicUsize::new(permits))),
-        )
-    }
 
     /// A script, how many calls are allowed and made, and the region or the beginning of the error.
     type Case = (&'static [Reply], usize, usize, Result<&'static str, &'static str>);
@@ -377,7 +262,7 @@ mod tests {
                 "row {row}: {:?}",
                 started.elapsed()
             );
-            assert_eq!(stub.requests.load(SeqCst), *requests, "row {row}");
+            assert_eq!(stub.requests().len(), *requests, "row {row}");
             match (result, expected) {
                 (Ok(region), Ok(expected)) => assert_eq!(region, *expected, "row {row}"),
                 (Err(error), Err(expected)) => {
@@ -400,7 +285,7 @@ mod tests {
         for script in scripts {
             let stub = Stub::start(script);
             assert!(call(stub.port, 9, |caller| caller.create_access_key("u")).is_err());
-            assert_eq!(stub.requests.load(SeqCst), 1);
+            assert_eq!(stub.requests().len(), 1);
         }
         let stub = Stub::start(&[Reply::Answer(200, KEY)]);
         let key = call(stub.port, 9, |caller| caller.create_access_key("u")).unwrap();
@@ -416,10 +301,7 @@ mod tests {
                 assert!(caller.get_bucket_location("b").is_ok());
             }
         });
-        assert_eq!(
-            (stub.requests.load(SeqCst), stub.connections.load(SeqCst)),
-            (5, 1)
-        );
+        assert_eq!((stub.requests().len(), stub.connections()), (5, 1));
     }
 
     #[test]

@@ -240,7 +240,7 @@ mod tests {
             "{\"service_id\":1}",
             "{} x",
             "[\"s\"]",
-            "{\"a\":\"\\ud800\"}",
+            "{\"plan_id\":\"\\ud800\"}",
         ] {
             let call = Call::new("PUT", "/x", vec![], body.into());
             assert!(call.json::<ProvisionRequest>().is_err(), "{body}");

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::strict::{self, Buffer, Refusal, Request};
+use super::timed::{Deadline, Timed};
 use crate::event::Event;
 use crate::random::{self, NoRandomness};
 
@@ -151,7 +152,7 @@ impl Gate {
         let loopback = match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
             IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
-            ip => ip,
+            ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
         };
         if let Err(err) = TcpStream::connect_timeout(&(loopback, address.port()).into(), LINGER) {
             log::debug!("accept not woken: cause={err}");
@@ -174,10 +175,7 @@ impl Gate {
         };
         let gate = Arc::clone(self);
         let serve = move || {
-            let stream = Timed {
-                socket,
-                deadline: Instant::now(),
-            };
+            let stream = Timed::new(socket);
             Connection {
                 gate: &gate,
                 stream,
@@ -239,63 +237,6 @@ fn turn_away(mut socket: TcpStream) {
         sent.is_ok(),
         closed.is_ok()
     );
-}
-
-/// A stream that can be given a deadline.
-trait Deadline: Read + Write {
-    /// From now on nothing may take longer than until `deadline`.
-    fn set_deadline(&mut self, deadline: Instant);
-    /// Says that nothing more will be sent.
-    fn finish(&mut self) -> io::Result<()>;
-}
-
-/// A socket with one absolute deadline, looked at before each system call: a peer that drips
-/// bytes gains nothing.
-struct Timed {
-    /// The socket.
-    socket: TcpStream,
-    /// When its patience ends.
-    deadline: Instant,
-}
-
-impl Timed {
-    /// What is left of the deadline.
-    fn left(&self) -> io::Result<Duration> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(io::ErrorKind::TimedOut.into())
-        } else {
-            Ok(left)
-        }
-    }
-}
-
-impl Read for Timed {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(Some(self.left()?))?;
-        self.socket.read(into)
-    }
-}
-
-impl Write for Timed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(Some(self.left()?))?;
-        self.socket.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Deadline for Timed {
-    fn set_deadline(&mut self, deadline: Instant) {
-        self.deadline = deadline;
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
-        self.socket.shutdown(Shutdown::Write)
-    }
 }
 
 /// One connection of a client.

@@ -9,7 +9,7 @@
 //! - The list is bounded; who finds it full does not wait.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::event::Event;
@@ -188,9 +188,6 @@ impl Drop for Ticket<'_> {
         }
     }
 }
-
-/// What http holds of it.
-pub(super) type Shared = Arc<Waiters>;
 
 #[cfg(test)]
 mod tests {

@@ -29,7 +29,7 @@ impl Store {
     /// # Errors
     /// Whatever stopped it; nothing was changed then, and the caller tries again.
     pub(crate) fn ensure_schema(&self) -> Result<bool, StoreError> {
-        if self.transaction(|tx| is_current(tx))? {
+        if self.transaction(is_current)? {
             return Ok(false);
         }
         self.transaction_within(Duration::from_secs(90), |tx| {

@@ -1,0 +1,115 @@
+//! The command line, in the forms of Go's `flag` package.
+
+use std::ffi::OsString;
+
+use super::Problem;
+
+/// Flags that take no value unless one is given with `=`.
+const BOOLEAN_FLAGS: [&str; 6] = [
+    "background-tasks",
+    "with-worker",
+    "insecure",
+    "strict-osb",
+    "logtostderr",
+    "alsologtostderr",
+];
+
+/// glog's flags: accepted, since existing deployments pass them. Logs always go to stderr.
+const GLOG_FLAGS: [&str; 6] = [
+    "--logtostderr",
+    "--alsologtostderr",
+    "--stderrthreshold",
+    "--vmodule",
+    "--log_dir",
+    "--log_backtrace_at",
+];
+
+/// The command line, in Go's forms.
+pub(super) struct Flags {
+    /// The first word that is no flag.
+    pub(super) subcommand: Option<String>,
+    /// The rest, each flag with two dashes and a value.
+    arguments: pico_args::Arguments,
+}
+
+impl Flags {
+    /// Brings `-x`, `--x`, `-x=v` and `-x v` to one form: every flag has two dashes and a value.
+    pub(super) fn parse(arguments: Vec<String>, problems: &mut Vec<Problem>) -> Flags {
+        let mut subcommand = None;
+        let mut normalised: Vec<OsString> = Vec::new();
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let name = argument.trim_start_matches('-');
+            let dashes = argument.len() - name.len();
+            if dashes == 0 || dashes > 2 || name.is_empty() {
+                match subcommand {
+                    None => subcommand = Some(argument),
+                    Some(_) => problems.push(Problem::new(argument.escape_debug().to_string(), "unexpected")),
+                }
+            } else if matches!(name, "help" | "h" | "version") {
+                subcommand = Some(if name == "version" { "version" } else { "help" }.to_owned());
+            } else if name.contains('=') {
+                normalised.push(format!("--{name}").into());
+            } else if BOOLEAN_FLAGS.contains(&name) {
+                normalised.push(format!("--{name}=true").into());
+            } else if let Some(value) = arguments.next() {
+                normalised.push(format!("--{name}={value}").into());
+            } else {
+                problems.push(Problem::new(format!("-{}", name.escape_debug()), "needs a value"));
+            }
+        }
+        Flags {
+            subcommand,
+            arguments: pico_args::Arguments::from_vec(normalised),
+        }
+    }
+
+    /// The value of a flag; the last one given counts, as in Go.
+    pub(super) fn value(&mut self, name: &'static str) -> Option<String> {
+        let mut last = None;
+        while let Ok(Some(value)) = self.arguments.opt_value_from_str::<_, String>(name) {
+            last = Some(value);
+        }
+        last
+    }
+
+    /// The value of a flag as Go reads booleans.
+    pub(super) fn boolean(&mut self, name: &'static str, problems: &mut Vec<Problem>) -> Option<bool> {
+        match self.value(name)?.as_str() {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+            _ => {
+                problems.push(Problem::new(name, "must be true or false"));
+                None
+            }
+        }
+    }
+
+    /// The value of a flag as a number.
+    pub(super) fn number<T: std::str::FromStr>(
+        &mut self,
+        name: &'static str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<T> {
+        let parsed = self.value(name)?.parse();
+        if parsed.is_err() {
+            problems.push(Problem::new(name, "must be a number"));
+        }
+        parsed.ok()
+    }
+
+    /// Everything must have been asked for by now.
+    pub(super) fn finish(mut self, problems: &mut Vec<Problem>) {
+        for name in GLOG_FLAGS {
+            self.value(name);
+        }
+        for left in self.arguments.finish() {
+            let left = left.to_string_lossy().into_owned();
+            let name = left.trim_start_matches('-').split('=').next().unwrap_or_default();
+            problems.push(Problem::new(
+                format!("-{}", name.escape_debug()),
+                "unknown flag; see help",
+            ));
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Settings as a process would get them.
+
+use super::*;
+
+const WORKER: [(&str, &str); 5] = [
+    ("DATABASE_URL", "postgres://u:p@h/d"),
+    ("NAME_PREFIX", "tst"),
+    ("AWS_REGION", "us-west-2"),
+    ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+    ("AWS_SECRET_ACCESS_KEY", "hush"),
+];
+
+fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<Config>, Vec<String>) {
+    let arguments = arguments.iter().map(|&it| it.to_owned()).collect();
+    let variable = |name: &'static str| {
+        variables
+            .iter()
+            .rev()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| (*value).to_owned())
+    };
+    let (command, problems) = parse(program, arguments, variable);
+    let problems = problems.iter().map(ToString::to_string).collect();
+    match command {
+        Command::Run(config) => (Some(*config), problems),
+        Command::Version | Command::Help => (None, problems),
+    }
+}
+
+#[test]
+fn the_four_forms_of_a_flag_mean_the_same() {
+    for form in [
+        &["-port", "9000"][..],
+        &["--port", "9000"],
+        &["-port=9000"],
+        &["--port=9000"],
+    ] {
+        let (config, problems) = run("servicebroker", form, &WORKER);
+        assert_eq!(
+            (config.unwrap().api.unwrap().port, problems),
+            (9000, vec![]),
+            "{form:?}"
+        );
+    }
+}
+
+#[test]
+fn roles_follow_flags_and_the_programs_name() {
+    let roles = |program: &str, arguments: &[&str]| {
+        let (config, problems) = run(program, arguments, &WORKER);
+        assert_eq!(problems, Vec::<String>::new());
+        let config = config.unwrap();
+        (config.api.is_some(), config.worker.is_some())
+    };
+    assert_eq!(roles("servicebroker", &[]), (true, false));
+    assert_eq!(roles("/start.sh", &[]), (true, false));
+    assert_eq!(roles("/start-background.sh", &[]), (false, true));
+    assert_eq!(roles("servicebroker", &["-background-tasks"]), (false, true));
+    assert_eq!(
+        roles("servicebroker", &["-background-tasks=false"]),
+        (true, false)
+    );
+    assert_eq!(roles("servicebroker", &["--with-worker"]), (true, true));
+}
+
+#[test]
+fn strength_of_flags_and_variables_is_that_of_the_old_binary() {
+    let variables = [WORKER.as_slice(), &[("PORT", "7000")]].concat();
+    let flags = [
+        "-port=9000",
+        "-database-url=postgres://flag/",
+        "-name-prefix",
+        "flag",
+    ];
+    let config = run("servicebroker", &flags, &variables).0.unwrap();
+    assert_eq!(config.api.unwrap().port, 7000);
+    assert_eq!(
+        (config.database_url.expose(), config.name_prefix.as_str()),
+        ("postgres://flag/", "flag")
+    );
+}
+
+#[test]
+fn glog_flags_are_accepted() {
+    let flags = [
+        "-logtostderr=1",
+        "-stderrthreshold",
+        "0",
+        "-alsologtostderr",
+        "-vmodule=x=2",
+        "-v",
+        "2",
+    ];
+    let (config, problems) = run("servicebroker", &flags, &WORKER);
+    assert_eq!((config.unwrap().verbosity, problems), (2, vec![]));
+}
+
+#[test]
+fn every_problem_is_named_and_no_value_is_shown() {
+    let variables = [
+        ("NAME_PREFIX", "Upper_Case"),
+        ("PORT", "844e"),
+        ("WAIT_SECONDS", "51"),
+        ("BROKER_USERNAME", "u"),
+        ("BROKER_PASSWORD_2", "hush"),
+        ("LISTEN_ADDRESS", "localhost"),
+        ("PROVISION_DEADLINE", "soon"),
+        ("IAM_PATH", "osb"),
+        ("AWS_SECRET_ACCESS_KEY", "hush"),
+    ];
+    let (_, problems) = run(
+        "servicebroker",
+        &["-with-worker", "-nope=hush", "stray"],
+        &variables,
+    );
+    let settings: Vec<&str> = problems.iter().map(|it| it.split(':').next().unwrap()).collect();
+    for setting in [
+        "DATABASE_URL",
+        "NAME_PREFIX",
+        "PORT",
+        "WAIT_SECONDS",
+        "BROKER_PASSWORD",
+        "BROKER_USERNAME_2",
+        "LISTEN_ADDRESS",
+        "PROVISION_DEADLINE",
+        "IAM_PATH",
+        "AWS_REGION",
+        "AWS_ACCESS_KEY_ID",
+        "-nope",
+        "stray",
+    ] {
+        assert!(
+            settings.contains(&setting),
+            "{setting} is missing in {problems:?}"
+        );
+    }
+    assert_eq!(settings.len(), 13, "{problems:?}");
+    assert!(!format!("{problems:?}").contains("hush"));
+}
+
+#[test]
+fn the_api_does_not_read_aws_keys() {
+    let variable = |name: &'static str| {
+        assert!(!name.starts_with("AWS_"), "{name} was read");
+        WORKER
+            .iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| (*value).to_owned())
+    };
+    let (_, problems) = parse("servicebroker", Vec::new(), variable);
+    assert_eq!(problems, Vec::new());
+}
+
+#[test]
+fn name_prefixes_fit_bucket_names() {
+    for good in ["a", "prod", "my-company-1", &"p".repeat(45)] {
+        assert_eq!(check_name_prefix(good), Ok(()), "{good}");
+    }
+    for bad in [
+        "-a",
+        "A",
+        "a_b",
+        "a.b",
+        "xn--a",
+        "sthree",
+        "amzn-s3-demo",
+        "ä",
+        &"p".repeat(46),
+    ] {
+        assert!(check_name_prefix(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn spans_have_units() {
+    for (text, seconds) in [("90s", 90), ("20m", 1_200), ("1h", 3_600), ("45", 45)] {
+        let variables = [WORKER.as_slice(), &[("PROVISION_DEADLINE", text)]].concat();
+        let config = run("servicebroker", &["-background-tasks"], &variables)
+            .0
+            .unwrap();
+        assert_eq!(
+            config.worker.unwrap().provision_deadline,
+            Duration::from_secs(seconds),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn secrets_cannot_be_printed() {
+    let config = run("servicebroker", &["-with-worker"], &WORKER).0.unwrap();
+    let printed = format!("{config:?}");
+    assert!(
+        !printed.contains("hush") && !printed.contains("u:p@h"),
+        "{printed}"
+    );
+}

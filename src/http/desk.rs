@@ -1,0 +1,357 @@
+//! The endpoints: one short function each, from a [`Call`] to a [`Reply`].
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use super::auth::Auth;
+use super::call::{Call, Route};
+use super::reply::Reply;
+use super::waiting::Waiters;
+use crate::broker::{self, Bound, BrokerError, CatalogQuery, Fresh, Habits, Outcome};
+use crate::config::ApiConfig;
+use crate::event::Event;
+use crate::osb::{BindingResponse, Id};
+use crate::store::{Store, StoreError, TaskState};
+
+/// How often the catalog is read anew, so that edits of the tables show.
+const CATALOG_INTERVAL: Duration = Duration::from_secs(5);
+/// How soon it is tried again while there is none.
+const CATALOG_RETRY: Duration = Duration::from_millis(500);
+
+/// What every request may use.
+pub(super) struct Desk {
+    /// The database.
+    store: Store,
+    /// What the names of buckets begin with.
+    name_prefix: String,
+    /// The settings.
+    config: ApiConfig,
+    /// Where Akkeris and the specification part.
+    habits: Habits,
+    /// Who is let in.
+    auth: Auth,
+    /// Those who wait.
+    waiters: Arc<Waiters>,
+    /// The catalog as it goes out.
+    catalog: RwLock<Option<Arc<Vec<u8>>>>,
+}
+
+impl Desk {
+    /// The desk, without a catalog yet.
+    pub(super) fn new(store: Store, name_prefix: String, config: ApiConfig) -> Desk {
+        Desk {
+            store,
+            name_prefix,
+            habits: Habits {
+                strict: config.strict_osb,
+            },
+            auth: Auth::new(&config),
+            config,
+            waiters: Arc::default(),
+            catalog: RwLock::new(None),
+        }
+    }
+
+    /// Whether everyone who reaches the port is let in.
+    pub(super) fn is_open(&self) -> bool {
+        self.auth.is_open()
+    }
+
+    /// Wakes those who wait for tasks, until the process is to end.
+    pub(super) fn watch_tasks(&self, stop: &Event) {
+        self.waiters.watch(&self.store, stop);
+    }
+
+    /// Sends those who wait for tasks away.
+    pub(super) fn stop_waiting(&self) {
+        self.waiters.stop();
+    }
+
+    /// Health, then authentication, then the version, then everything else.
+    pub(super) fn decide(&self, call: &Call) -> Reply {
+        match &call.route {
+            Route::Healthz => return only("GET", call, || Reply::text(200, "OK")),
+            Route::Readyz => return only("GET", call, || self.readyz()),
+            Route::Catalog | Route::Instance(_) | Route::LastOperation(_) | Route::Binding(..) => {}
+            Route::BadId(_) | Route::Unknown => {}
+        }
+        if !self.auth.admits(call.header("authorization")) {
+            return Reply::error(401, None, "authentication is required").with_header(
+                "WWW-Authenticate",
+                "Basic realm=\"servicebroker\", charset=\"UTF-8\"",
+            );
+        }
+        if let Err(reply) = self.check_version(call) {
+            return reply;
+        }
+        self.route(call).unwrap_or_else(Reply::from)
+    }
+
+    /// One line for each endpoint.
+    fn route(&self, call: &Call) -> Result<Reply, BrokerError> {
+        match (&call.route, call.method.as_str()) {
+            (Route::Catalog, "GET") => Ok(self.get_catalog()),
+            (Route::Instance(id), "PUT") => self.put_service_instance(id, call),
+            (Route::Instance(id), "DELETE") => self.delete_service_instance(id, call),
+            (Route::LastOperation(id), "GET") => self.get_last_operation(id, call),
+            (Route::Binding(id, binding), "PUT") => self.put_service_binding(id, binding, call),
+            (Route::Binding(id, binding), "GET") => self.get_service_binding(id, binding),
+            (Route::Binding(id, binding), "DELETE") => self.delete_service_binding(id, binding, call),
+            (Route::BadId(reason), _) => Err(BrokerError::BadRequest(reason)),
+            (Route::Unknown, _) => Ok(Reply::error(404, None, "no such path")),
+            (Route::Instance(_), _) => Ok(method_not_allowed("PUT, DELETE")),
+            (Route::Binding(..), _) => Ok(method_not_allowed("PUT, GET, DELETE")),
+            (Route::Catalog | Route::LastOperation(_) | Route::Healthz | Route::Readyz, _) => {
+                Ok(method_not_allowed("GET"))
+            }
+        }
+    }
+
+    /// `X-Broker-API-Version` (OSB 2.17, "API Version Header"): 2.13 or any later 2.x. Akkeris'
+    /// own calls may lack it.
+    fn check_version(&self, call: &Call) -> Result<(), Reply> {
+        match call.header("x-broker-api-version") {
+            None if self.habits.strict => Err(Reply::error(400, None, "X-Broker-API-Version is missing")),
+            None => Ok(()),
+            Some(version) if is_supported(version) => Ok(()),
+            Some(_) => Err(Reply::error(
+                412,
+                None,
+                "X-Broker-API-Version must be 2.13 or a later 2.x",
+            )),
+        }
+    }
+
+    /// `GET /readyz`: whether requests that need the database can be served now.
+    fn readyz(&self) -> Reply {
+        let asked = self.store.transaction(|tx| tx.ping());
+        match asked {
+            Ok(()) if self.catalog().is_some() => Reply::text(200, "OK"),
+            Ok(()) => Reply::text(503, "the catalog was not read yet"),
+            Err(err) => {
+                log::debug!("not ready: cause={err}");
+                Reply::text(503, "the database is not available")
+            }
+        }
+    }
+
+    /// `GET /v2/catalog` (OSB 2.17, "Catalog Management").
+    fn get_catalog(&self) -> Reply {
+        match self.catalog() {
+            Some(bytes) => Reply::of_bytes(200, bytes.to_vec()),
+            None => Reply::from(BrokerError::Store(StoreError::Busy)),
+        }
+    }
+
+    /// `PUT /v2/service_instances/{instance_id}` (OSB 2.17, "Provisioning").
+    fn put_service_instance(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
+        let request = self.body(call)?;
+        let (key, accepts_incomplete) = (id.clone(), call.accepts_incomplete());
+        let fresh = Fresh::draw(&self.name_prefix)?;
+        let names = fresh.clone();
+        let outcome = self.await_task(&fresh, move |store| {
+            store.transaction(move |tx| broker::provision(tx, &key, &request, accepts_incomplete, &names))
+        })?;
+        Ok(match outcome {
+            Waited::Now(Outcome::Enqueued { .. }) => Reply::empty(201),
+            Waited::Now(Outcome::InProgress { operation }) | Waited::Later(operation) => {
+                Reply::accepted(&operation)
+            }
+            Waited::Now(Outcome::Done) => Reply::empty(200),
+        })
+    }
+
+    /// `DELETE /v2/service_instances/{instance_id}` (OSB 2.17, "Deprovisioning").
+    fn delete_service_instance(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
+        let (key, query, accepts_incomplete) =
+            (id.clone(), self.catalog_query(call), call.accepts_incomplete());
+        let fresh = Fresh::draw(&self.name_prefix)?;
+        let names = fresh.clone();
+        let outcome = self.await_task(&fresh, move |store| {
+            store.transaction(move |tx| broker::deprovision(tx, &key, &query, accepts_incomplete, &names))
+        })?;
+        Ok(match outcome {
+            Waited::Now(Outcome::Enqueued { .. } | Outcome::Done) => Reply::empty(200),
+            Waited::Now(Outcome::InProgress { operation }) | Waited::Later(operation) => {
+                Reply::accepted(&operation)
+            }
+        })
+    }
+
+    /// `GET …/last_operation` (OSB 2.17, "Polling Last Operation for Service Instances").
+    fn get_last_operation(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
+        let (id, habits) = (id.clone(), self.habits);
+        let operation = call
+            .query("operation")
+            .filter(|it| !it.is_empty())
+            .map(str::to_owned);
+        if operation.as_deref().is_some_and(|it| it.contains('\0')) {
+            return Err(BrokerError::BadRequest("operation holds a NUL"));
+        }
+        let answer = self
+            .store
+            .transaction(move |tx| broker::last_operation(tx, &id, operation.as_deref(), habits))?;
+        Ok(Reply::json(200, &answer))
+    }
+
+    /// `PUT …/service_bindings/{binding_id}` (OSB 2.17, "Binding"). A bind that comes while the
+    /// instance is being made waits for it: Akkeris binds once, at once, and never again.
+    fn put_service_binding(&self, id: &Id, binding: &Id, call: &Call) -> Result<Reply, BrokerError> {
+        let request = Arc::new(self.body(call)?);
+        let bind = || {
+            let (id, binding, request) = (id.clone(), binding.clone(), Arc::clone(&request));
+            self.store
+                .transaction(move |tx| broker::bind(tx, &id, &binding, &request))
+        };
+        let mut bound = bind()?;
+        if let Bound::After { operation } = &bound
+            && let Some(ticket) = self.waiters.enter(operation)
+        {
+            ticket.wait(self.config.wait);
+            bound = bind()?;
+        }
+        match bound {
+            Bound::New(credentials) => Ok(Reply::json(201, &BindingResponse { credentials })),
+            Bound::Before(credentials) => Ok(Reply::json(200, &BindingResponse { credentials })),
+            Bound::After { .. } => Err(BrokerError::Busy("the instance is being created")),
+        }
+    }
+
+    /// `GET …/service_bindings/{binding_id}` (OSB 2.17, "Fetching a Service Binding").
+    fn get_service_binding(&self, id: &Id, binding: &Id) -> Result<Reply, BrokerError> {
+        let (id, binding, habits) = (id.clone(), binding.clone(), self.habits);
+        let credentials = self
+            .store
+            .transaction(move |tx| broker::fetch_binding(tx, &id, &binding, habits))?;
+        Ok(Reply::json(200, &BindingResponse { credentials }))
+    }
+
+    /// `DELETE …/service_bindings/{binding_id}` (OSB 2.17, "Unbinding").
+    fn delete_service_binding(&self, id: &Id, binding: &Id, call: &Call) -> Result<Reply, BrokerError> {
+        let (id, binding, query) = (id.clone(), binding.clone(), self.catalog_query(call));
+        self.store
+            .transaction(move |tx| broker::unbind(tx, &id, &binding, &query))?;
+        Ok(Reply::empty(200))
+    }
+
+    /// The body; in strict mode only when it says that it is JSON.
+    fn body<T: serde::de::DeserializeOwned>(&self, call: &Call) -> Result<T, BrokerError> {
+        let media_type = call.header("content-type").unwrap_or("application/json");
+        let media_type = media_type.split(';').next().unwrap_or_default().trim();
+        if self.habits.strict && !media_type.eq_ignore_ascii_case("application/json") {
+            return Err(BrokerError::BadRequest("Content-Type must be application/json"));
+        }
+        call.json()
+    }
+
+    /// The ids in the query of a DELETE.
+    fn catalog_query(&self, call: &Call) -> CatalogQuery {
+        let sent = |name: &str| call.query(name).map(str::to_owned);
+        CatalogQuery {
+            service_id: sent("service_id"),
+            plan_id: sent("plan_id"),
+            habits: self.habits,
+        }
+    }
+
+    /// Runs a transaction that may enqueue the task of `fresh`, and waits for it.
+    fn await_task(
+        &self,
+        fresh: &Fresh,
+        write: impl FnOnce(&Store) -> Result<Outcome, BrokerError>,
+    ) -> Result<Waited, BrokerError> {
+        let ticket = self.waiters.enter(&fresh.task); // before the commit, so that no end is missed
+        let outcome = write(&self.store)?;
+        let Outcome::Enqueued { operation } = &outcome else {
+            return Ok(Waited::Now(outcome));
+        };
+        let ended = ticket.and_then(|it| it.wait(self.config.wait));
+        // A task that failed is told by last_operation: one way, whenever it happens.
+        if ended == Some(TaskState::Finished) {
+            Ok(Waited::Now(outcome))
+        } else {
+            Ok(Waited::Later(operation.clone()))
+        }
+    }
+
+    /// Keeps the catalog up to date until the process is to end.
+    pub(super) fn keep_catalog(&self, stop: &Event) {
+        let mut pause = Duration::ZERO;
+        while !stop.wait(pause) {
+            pause = match self.store.transaction(broker::catalog) {
+                Ok(read) => match serde_json::to_vec(&read) {
+                    Ok(bytes) => {
+                        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(bytes));
+                        CATALOG_INTERVAL
+                    }
+                    Err(err) => {
+                        log::error!("catalog not written: cause={err}");
+                        CATALOG_INTERVAL
+                    }
+                },
+                Err(err) if self.catalog().is_some() => {
+                    log::warn!("catalog stays as it was: cause={err}");
+                    CATALOG_INTERVAL
+                }
+                Err(err) => {
+                    log::debug!("no catalog yet: cause={err}");
+                    CATALOG_RETRY
+                }
+            };
+        }
+    }
+
+    /// The catalog, once it was read.
+    fn catalog(&self) -> Option<Arc<Vec<u8>>> {
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// What came of an operation that may take longer than a request waits.
+enum Waited {
+    /// It is over.
+    Now(Outcome),
+    /// It goes on as this task.
+    Later(String),
+}
+
+/// Answers if the method is the one that there is.
+fn only(method: &'static str, call: &Call, answer: impl FnOnce() -> Reply) -> Reply {
+    if call.method == method {
+        answer()
+    } else {
+        method_not_allowed(method)
+    }
+}
+
+/// 405 with what is allowed.
+fn method_not_allowed(allowed: &'static str) -> Reply {
+    Reply::error(405, None, format!("allowed here: {allowed}")).with_header("Allow", allowed)
+}
+
+/// 2.13 and later 2.x: nothing was taken away since.
+fn is_supported(version: &str) -> bool {
+    let minor = version
+        .trim()
+        .strip_prefix("2.")
+        .and_then(|it| it.parse::<u32>().ok());
+    minor.is_some_and(|it| it >= 13)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_from_2_13_on_are_supported() {
+        for good in ["2.13", "2.17", " 2.14 ", "2.100"] {
+            assert!(is_supported(good), "{good}");
+        }
+        for bad in ["2.12", "2", "3.0", "1.13", "2.x", "2.13.1", "", "2.-1", "02.13"] {
+            assert!(!is_supported(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! How the end of a run is written down.
+//!
+//! Invariants
+//! - A run is settled in one transaction under its claim: the task, the instance, and the task
+//!   that follows, or nothing.
+//! - The instance's status at that moment decides: a delete that came meanwhile has the last word.
+
+use std::time::{Duration, Instant};
+
+use crate::random;
+use crate::steps::{Ending, Notes};
+use crate::store::{Claim, InstanceStatus, NewTask, StoreError, TaskKind, Transaction};
+
+/// When the name of a removed instance is looked at once more.
+const SWEEP_DELAY: Duration = Duration::from_secs(300);
+
+/// What becomes of a task after a run.
+#[derive(Debug, Clone)]
+pub(super) enum Next {
+    /// It is done.
+    End(Ending),
+    /// It runs again; the attempt counts.
+    Retry {
+        /// After that.
+        delay: Duration,
+        /// For the platform.
+        public: String,
+        /// For the log.
+        cause: String,
+    },
+    /// It runs again; the attempt does not count.
+    Snooze {
+        /// After that.
+        delay: Duration,
+        /// For the platform.
+        public: String,
+    },
+    /// It is given up.
+    GiveUp {
+        /// For the platform.
+        public: String,
+        /// For the log.
+        cause: String,
+    },
+    /// A delete has stopped it.
+    Stopped,
+    /// It is not ours any more.
+    Nothing,
+}
+
+impl Next {
+    /// Writes it; the claim is held meanwhile.
+    pub(super) fn write(self, tx: &mut Transaction<'_>, claim: &Claim) -> Result<(), StoreError> {
+        match self {
+            Next::End(ending) => write_ending(tx, claim, ending),
+            Next::Retry { delay, public, .. } => tx.retry_task(claim, delay, &public),
+            Next::Snooze { delay, public } => tx.snooze_task(claim, delay, &public),
+            Next::GiveUp { public, .. } => give_up(tx, claim, &public),
+            Next::Stopped => tx.fail_task(claim, "stopped by delete"),
+            Next::Nothing => Ok(()),
+        }
+    }
+}
+
+/// Writes the end of a task that did its work.
+fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Result<(), StoreError> {
+    let status = tx.find_instance(&claim.instance)?.map(|it| it.status);
+    match ending {
+        // A delete came after the last look: it finds what was made.
+        Ending::Available(_) if status != Some(InstanceStatus::Provisioning) => {
+            tx.fail_task(claim, "stopped by delete")
+        }
+        Ending::Available(bucket) => {
+            tx.mark_available(&claim.instance, &bucket)?;
+            tx.finish_task(claim, "available")
+        }
+        Ending::Removed { name } => {
+            // One that failed stays to be seen as failed until the platform deletes it.
+            tx.wipe_instance(&claim.instance, status != Some(InstanceStatus::Failed))?;
+            tx.finish_task(claim, "deleted")?;
+            tx.enqueue(&NewTask {
+                task: random::uuid().map_err(|_| StoreError::Unreadable("random bytes"))?,
+                instance: claim.instance.clone(),
+                kind: TaskKind::Sweep,
+                metadata: Notes::of_sweep(name).to_json(),
+                delay: SWEEP_DELAY,
+            })
+        }
+        Ending::Swept => tx.finish_task(claim, "nothing was left"),
+    }
+}
+
+/// Writes the end of a task that is given up. A provision fails at once for the platform; what
+/// there is of it is removed by a delete that nobody has to ask for.
+fn give_up(tx: &mut Transaction<'_>, claim: &Claim, public: &str) -> Result<(), StoreError> {
+    tx.fail_task(claim, public)?;
+    let instance = tx.find_instance(&claim.instance)?;
+    let provisioning = instance.is_some_and(|it| it.status == InstanceStatus::Provisioning);
+    if claim.kind != TaskKind::Provision || !provisioning {
+        return Ok(());
+    }
+    tx.set_status(&claim.instance, InstanceStatus::Failed)?;
+    tx.enqueue(&NewTask {
+        task: random::uuid().map_err(|_| StoreError::Unreadable("random bytes"))?,
+        instance: claim.instance.clone(),
+        kind: TaskKind::Delete,
+        metadata: "{}".to_owned(),
+        delay: Duration::ZERO,
+    })
+}
+
+/// One line for each run.
+pub(super) fn log_outcome(claim: &Claim, next: &Next, began: Instant) {
+    let (kind, took_ms) = (claim.kind.as_str(), began.elapsed().as_millis());
+    let of = format!(
+        "task={} kind={kind} instance={:?} attempt={}",
+        claim.task, claim.instance, claim.attempt
+    );
+    match next {
+        Next::End(_) => log::info!("task finished: {of} took_ms={took_ms}"),
+        Next::Retry { delay, cause, .. } => {
+            log::warn!(
+                "task will be retried: {of} next_in_s={:.1} cause={cause}",
+                delay.as_secs_f64()
+            );
+        }
+        Next::Snooze { delay, public } => {
+            log::debug!(
+                "task waits: {of} next_in_s={:.1} reason={public}",
+                delay.as_secs_f64()
+            );
+        }
+        Next::GiveUp { cause, .. } => log::error!("task given up: {of} cause={cause}"),
+        Next::Stopped => log::info!("task stopped by delete: {of}"),
+        Next::Nothing => log::warn!("task lost to another worker: {of} took_ms={took_ms}"),
+    }
+}
