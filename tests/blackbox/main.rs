@@ -1,0 +1,20 @@
+//! Black-box tests: the real binary, a real PostgreSQL, an AWS emulator that checks signatures, and
+//! AWS' own command line as the tenant. `tests/with-services` starts what they need.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, and reads its environment itself"
+)]
+
+mod crash;
+mod lifecycle;
+mod queue;
+mod relay;
+mod schema;
+mod settings;
+mod statuses;
+mod support;

@@ -1,0 +1,534 @@
+//! What all black-box tests use: databases of their own, broker processes, an HTTP client, AWS' command line.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use serde_json::{Value, json};
+
+/// The one offering and its plans.
+pub(crate) const SERVICE: &str = "0124611d-2971-4533-8e38-a816a7a95ff1";
+/// Plan `basic`.
+pub(crate) const BASIC: &str = "1448e0b0-429a-4fa8-92a0-fd0d9e121cae";
+/// Plan `versioned`.
+pub(crate) const VERSIONED: &str = "aaa8e0b0-429a-44a8-32aa-1d119e12feac";
+/// Plan `shield`.
+pub(crate) const SHIELD: &str = "a448e0b0-529a-5fa8-a2a0-e11d9e121ca3";
+/// Plan `shield-versioned`.
+pub(crate) const SHIELD_VERSIONED: &str = "faa8e0b0-529a-54a8-42aa-fd219e12fea1";
+
+/// How long anything here may take that should take a moment.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A setting that `tests/with-services` makes.
+pub(crate) fn setting(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!(
+            "{name} is not set. These tests need PostgreSQL and an AWS emulator: \
+             `tests/run` installs and starts them; `tests/with-services cargo test` starts them."
+        )
+    })
+}
+
+/// A name that no other test uses. Buckets and users of the tests begin with `t`.
+pub(crate) fn unique() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("t{}x{count}", std::process::id())
+}
+
+/// Tries until there is something, or fails.
+pub(crate) fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "after {limit:?} still not: {what}");
+        std::thread::sleep(Duration::from_millis(20)); // between looks, not instead of them
+    }
+}
+
+/// A database of its own, dropped at the end.
+pub(crate) struct Database {
+    name: String,
+    url: String,
+}
+
+impl Database {
+    /// An empty one.
+    pub(crate) fn create() -> Database {
+        let (base, name) = (setting("TEST_DATABASE_URL"), unique());
+        let mut client = postgres::Client::connect(&base, postgres::NoTls).expect("PostgreSQL of the tests");
+        client
+            .batch_execute(&format!("create database {name}"))
+            .expect("create database");
+        let (server, query) = base.split_once('?').unwrap_or((&base, ""));
+        let server = server.rsplit_once('/').expect("a database in the URL").0;
+        Database {
+            url: format!("{server}/{name}?{query}"),
+            name,
+        }
+    }
+
+    /// One as the old broker left it.
+    pub(crate) fn of_the_old_broker() -> Database {
+        let database = Database::create();
+        let dump = [
+            include_str!("../go-broker/schema.sql"),
+            include_str!("../go-broker/data.sql"),
+        ]
+        .concat();
+        // What only a superuser may, and the emptied search_path that pg_dump leaves behind.
+        let allowed = |line: &&str| {
+            !line.contains("OWNER TO")
+                && !line.contains("EXTENSION")
+                && !line.contains("set_config('search_path'")
+        };
+        let script: Vec<&str> = dump.lines().filter(allowed).collect();
+        database
+            .connect()
+            .batch_execute(&script.join("\n"))
+            .expect("the old broker's dump");
+        database
+    }
+
+    /// Where it is.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A connection of the test's own.
+    pub(crate) fn connect(&self) -> postgres::Client {
+        postgres::Client::connect(&self.url, postgres::NoTls).expect("database of the test")
+    }
+
+    /// One value as text, `None` for null or no row.
+    pub(crate) fn text(&self, sql: &str) -> Option<String> {
+        let row = self.connect().query_opt(sql, &[]).expect(sql)?;
+        row.get(0)
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let mut client = postgres::Client::connect(&setting("TEST_DATABASE_URL"), postgres::NoTls).unwrap();
+        client
+            .batch_execute(&format!("drop database if exists {} with (force)", self.name))
+            .unwrap();
+    }
+}
+
+/// How a broker is started: a database, a prefix, and what else the test wants.
+pub(crate) struct Setup {
+    /// Its database.
+    pub(crate) database: Database,
+    /// What its names begin with.
+    pub(crate) prefix: String,
+    /// Where its worker finds AWS.
+    pub(crate) endpoint: String,
+    /// Variables beside the usual ones; a later one of the same name wins.
+    pub(crate) variables: Vec<(&'static str, String)>,
+}
+
+impl Setup {
+    /// The usual one, on a new database.
+    pub(crate) fn new() -> Setup {
+        Setup::on(Database::create())
+    }
+
+    /// The usual one on this database.
+    pub(crate) fn on(database: Database) -> Setup {
+        Setup {
+            database,
+            prefix: unique(),
+            endpoint: setting("TEST_AWS_ENDPOINT_URL"),
+            variables: Vec::new(),
+        }
+    }
+
+    /// With one variable more.
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Setup {
+        self.variables.push((name, value.to_owned()));
+        self
+    }
+
+    /// Starts an api. It gets no AWS variable at all.
+    pub(crate) fn api(&self, flags: &[&str]) -> Broker {
+        let mut broker = Broker::start(
+            self.command(flags)
+                .env("PORT", "0")
+                .env("LISTEN_ADDRESS", "127.0.0.1"),
+        );
+        let address = broker.wait_for_log("listening: address=");
+        let ready = Api {
+            base: format!("http://{address}"),
+            headers: usual_headers(),
+        };
+        eventually("the api is ready", PATIENCE, || {
+            (ready.get("/readyz").status == 200).then_some(())
+        });
+        broker.api = Some(ready);
+        broker
+    }
+
+    /// Starts a worker.
+    pub(crate) fn worker(&self) -> Broker {
+        let broker = Broker::start(&mut self.worker_command());
+        broker.wait_for_log("database ready: ");
+        broker
+    }
+
+    /// The command of a worker, not started.
+    pub(crate) fn worker_command(&self) -> Command {
+        let mut command = self.command(&["-background-tasks"]);
+        command
+            .env("AWS_REGION", setting("TEST_AWS_REGION"))
+            .env("AWS_ENDPOINT_URL", &self.endpoint)
+            .env("AWS_ACCESS_KEY_ID", setting("TEST_AWS_ACCESS_KEY_ID"))
+            .env("AWS_SECRET_ACCESS_KEY", setting("TEST_AWS_SECRET_ACCESS_KEY"))
+            .envs(self.variables.iter().map(|(name, value)| (*name, value.as_str())));
+        command
+    }
+
+    /// The binary with what both processes get.
+    fn command(&self, flags: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_servicebroker"));
+        command
+            .args(flags)
+            .env_clear()
+            .env("DATABASE_URL", self.database.url())
+            .env("NAME_PREFIX", &self.prefix)
+            .env("BROKER_USERNAME", "platform")
+            .env("BROKER_PASSWORD", "let-me-in")
+            .envs(self.variables.iter().map(|(name, value)| (*name, value.as_str())));
+        command
+    }
+
+    /// Buckets and users of this setup that AWS still has.
+    pub(crate) fn left_in_aws(&self) -> Vec<String> {
+        let buckets = admin(&["s3api", "list-buckets"]);
+        let users = admin(&["iam", "list-users"]);
+        let policies = admin(&["iam", "list-policies", "--scope", "Local"]);
+        let of = |list: &Value, key: &str, name: &str| -> Vec<String> {
+            let entries = list[key].as_array().cloned().unwrap_or_default();
+            entries
+                .iter()
+                .filter_map(|it| it[name].as_str().map(str::to_owned))
+                .collect()
+        };
+        let mut names = of(&buckets, "Buckets", "Name");
+        names.extend(of(&users, "Users", "UserName"));
+        names.extend(of(&policies, "Policies", "PolicyName"));
+        names.retain(|it| it.starts_with(&format!("{}-", self.prefix)));
+        names
+    }
+}
+
+/// A running process of the broker, killed at the end.
+pub(crate) struct Broker {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    api: Option<Api>,
+}
+
+impl Broker {
+    /// Starts a command and keeps what it logs.
+    pub(crate) fn start(command: &mut Command) -> Broker {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, kept) = (
+            BufReader::new(child.stderr.take().unwrap()).lines(),
+            Arc::clone(&log),
+        );
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                kept.lock().unwrap().push(line);
+            }
+        });
+        Broker {
+            child,
+            log,
+            api: None,
+        }
+    }
+
+    /// What was logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// Waits for a line with `text` and returns what follows it there.
+    pub(crate) fn wait_for_log(&self, text: &str) -> String {
+        eventually(&format!("{text:?} is logged"), PATIENCE, || {
+            let log = self.log.lock().unwrap();
+            log.iter()
+                .find_map(|line| line.split_once(text))
+                .map(|(_, rest)| rest.to_owned())
+        })
+    }
+
+    /// Ends it as a crash would: SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends it as a supervisor would, and returns its exit code.
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").arg(pid).status().unwrap().success());
+        self.exit_code()
+    }
+
+    /// Waits for its end.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        let child = &mut self.child;
+        eventually("the process ends", PATIENCE, || child.try_wait().unwrap()).code()
+    }
+}
+
+impl std::ops::Deref for Broker {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        self.api.as_ref().expect("only an api answers")
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.kill();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of a broker process\n{}", self.log());
+        }
+    }
+}
+
+/// The address of an api, and what to send with each request.
+#[derive(Clone)]
+pub(crate) struct Api {
+    base: String,
+    /// Sent with each request.
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+/// What Akkeris sends, and the password of [`Setup`].
+fn usual_headers() -> Vec<(String, String)> {
+    let password = base64::engine::general_purpose::STANDARD.encode("platform:let-me-in");
+    [
+        ("X-Broker-API-Version", "2.13".to_owned()),
+        ("Authorization", format!("Basic {password}")),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    /// HTTP status.
+    pub(crate) status: u16,
+    /// Names in lower case, and values.
+    pub(crate) headers: Vec<(String, String)>,
+    /// The body; null when it is no JSON.
+    pub(crate) json: Value,
+    /// The body as it came.
+    pub(crate) text: String,
+}
+
+impl Answer {
+    /// A header.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+impl Api {
+    /// `host:port`.
+    pub(crate) fn address(&self) -> &str {
+        self.base.trim_start_matches("http://")
+    }
+
+    /// With one header more, or another value for it.
+    pub(crate) fn with_header(&self, name: &str, value: &str) -> Api {
+        let mut other = self.without_header(name);
+        other.headers.push((name.to_owned(), value.to_owned()));
+        other
+    }
+
+    /// Without a header.
+    pub(crate) fn without_header(&self, name: &str) -> Api {
+        let mut other = self.clone();
+        other.headers.retain(|(key, _)| !key.eq_ignore_ascii_case(name));
+        other
+    }
+
+    /// Sends a request with these bytes as its body.
+    pub(crate) fn send(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .allow_non_standard_methods(true)
+            .timeout_global(Some(Duration::from_secs(90)))
+            .proxy(None)
+            .build()
+            .into();
+        let mut request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base));
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(body).unwrap();
+        let mut response = agent
+            .run(request)
+            .unwrap_or_else(|err| panic!("{method} {path}: {err}"));
+        let text = response.body_mut().read_to_string().unwrap();
+        Answer {
+            status: response.status().as_u16(),
+            headers: response
+                .headers()
+                .iter()
+                .map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap().to_owned()))
+                .collect(),
+            json: serde_json::from_str(&text).unwrap_or(Value::Null),
+            text,
+        }
+    }
+
+    /// GET.
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, b"")
+    }
+
+    /// PUT of a JSON body.
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Answer {
+        self.with_header("Content-Type", "application/json")
+            .send("PUT", path, body.to_string().as_bytes())
+    }
+
+    /// DELETE.
+    pub(crate) fn delete(&self, path: &str) -> Answer {
+        self.send("DELETE", path, b"")
+    }
+
+    /// Asks for an instance as Akkeris does.
+    pub(crate) fn provision(&self, instance: &str, plan: &str) -> Answer {
+        self.put(
+            &format!("/v2/service_instances/{instance}?accepts_incomplete=true"),
+            &provision_body(plan),
+        )
+    }
+
+    /// Asks for an instance and waits until it can be used.
+    pub(crate) fn provide(&self, instance: &str, plan: &str) {
+        let answer = self.provision(instance, plan);
+        match answer.status {
+            201 => {}
+            202 => self.wait_for_state(instance, "succeeded"),
+            other => panic!("provision of {instance}: {other} {}", answer.text),
+        }
+    }
+
+    /// Waits for a state of last_operation.
+    pub(crate) fn wait_for_state(&self, instance: &str, state: &str) {
+        eventually(&format!("{instance} {state}"), PATIENCE, || {
+            let answer = self.get(&format!("/v2/service_instances/{instance}/last_operation"));
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            (answer.json["state"] == state).then_some(())
+        });
+    }
+
+    /// Binds and returns the credentials.
+    pub(crate) fn bind(&self, instance: &str, binding: &str) -> Value {
+        let path = format!("/v2/service_instances/{instance}/service_bindings/{binding}");
+        let answer = self.put(&path, &bind_body(BASIC));
+        assert!(
+            matches!(answer.status, 200 | 201),
+            "{} {}",
+            answer.status,
+            answer.text
+        );
+        answer.json["credentials"].clone()
+    }
+
+    /// Asks for the end of an instance.
+    pub(crate) fn deprovision(&self, instance: &str, plan: &str) -> Answer {
+        let query = format!("accepts_incomplete=true&service_id={SERVICE}&plan_id={plan}");
+        self.delete(&format!("/v2/service_instances/{instance}?{query}"))
+    }
+
+    /// Asks for the end of an instance and waits until it is gone.
+    pub(crate) fn remove(&self, instance: &str, plan: &str) {
+        let answer = self.deprovision(instance, plan);
+        assert!(
+            matches!(answer.status, 200 | 202),
+            "{} {}",
+            answer.status,
+            answer.text
+        );
+        eventually(&format!("{instance} is gone"), PATIENCE, || {
+            let answer = self.get(&format!("/v2/service_instances/{instance}/last_operation"));
+            (answer.status == 410).then_some(())
+        });
+    }
+}
+
+/// What Akkeris sends to provision.
+pub(crate) fn provision_body(plan: &str) -> Value {
+    json!({
+        "service_id": SERVICE, "plan_id": plan, "organization_guid": "our org",
+        "space_guid": "00000000-0000-0000-0000-000000000000",
+    })
+}
+
+/// What Akkeris sends to bind.
+pub(crate) fn bind_body(plan: &str) -> Value {
+    json!({ "service_id": SERVICE, "plan_id": plan })
+}
+
+/// Runs AWS' command line with a key.
+pub(crate) fn aws(key: &str, secret: &str, arguments: &[&str]) -> Output {
+    Command::new(setting("TEST_AWS_CLI"))
+        .args(arguments)
+        .env("AWS_ENDPOINT_URL", setting("TEST_AWS_ENDPOINT_URL"))
+        .env("AWS_DEFAULT_REGION", setting("TEST_AWS_REGION"))
+        .env("AWS_ACCESS_KEY_ID", key)
+        .env("AWS_SECRET_ACCESS_KEY", secret)
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_CONFIG_FILE", "/nonexistent")
+        .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+        .env_remove("AWS_PROFILE")
+        .output()
+        .expect("AWS' command line")
+}
+
+/// Asks AWS as its administrator; the answer as JSON.
+pub(crate) fn admin(arguments: &[&str]) -> Value {
+    let output = try_admin(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "aws {arguments:?}: {errors}");
+    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+}
+
+/// The same, where a refusal is an answer too.
+pub(crate) fn try_admin(arguments: &[&str]) -> Output {
+    let (key, secret) = (
+        setting("TEST_AWS_ADMIN_ACCESS_KEY_ID"),
+        setting("TEST_AWS_ADMIN_SECRET_ACCESS_KEY"),
+    );
+    aws(&key, &secret, arguments)
+}
