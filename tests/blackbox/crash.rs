@@ -1,1 +1,215 @@
-//! To come.
+//! What is left when a worker dies, and how long slow keys hold things up.
+
+use std::time::{Duration, Instant};
+
+use crate::relay::Relay;
+use crate::support::*;
+
+/// So that a dead worker's task is taken over soon.
+const LEASE_S: &str = "4";
+/// Provisions and deletes that run side by side in the crash tests.
+const SIDE_BY_SIDE: usize = 6;
+
+/// A setup whose worker talks through a relay, with a short lease.
+fn behind_relay() -> (Setup, Relay) {
+    let relay = Relay::start();
+    let mut setup = Setup::new()
+        .with("LEASE_SECONDS", LEASE_S)
+        .with("WAIT_SECONDS", "0");
+    setup.endpoint = relay.endpoint.clone();
+    (setup, relay)
+}
+
+/// The calls that a provision and a delete make when nothing goes wrong.
+fn clean_run(plan: &str) -> (usize, usize) {
+    let (setup, relay) = behind_relay();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", plan);
+    let to_provision = relay.calls().len();
+    api.remove("one", plan);
+    (to_provision, relay.calls().len() - to_provision)
+}
+
+/// Runs `test` for each number, several at once.
+fn for_each(numbers: std::ops::Range<usize>, test: impl Fn(usize) + Sync) {
+    let next = std::sync::atomic::AtomicUsize::new(numbers.start);
+    std::thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if number >= numbers.end {
+                        return;
+                    }
+                    test(number);
+                }
+            });
+        }
+    });
+}
+
+/// One bucket, one user, one key, and that key is the row's.
+fn check_one_of_each(setup: &Setup) {
+    let name = setup.database.text("select name from resources").unwrap();
+    assert_eq!(setup.left_in_aws(), [name.clone(), name.clone()]);
+    let keys = admin(&["iam", "list-access-keys", "--user-name", &name]);
+    let keys = keys["AccessKeyMetadata"].as_array().unwrap();
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    assert_eq!(
+        keys[0]["AccessKeyId"].as_str(),
+        setup.database.text("select username from resources").as_deref()
+    );
+}
+
+/// Nothing in AWS, no secret in the row.
+fn check_nothing_left(setup: &Setup) {
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+    assert_eq!(
+        setup
+            .database
+            .text("select coalesce(username, password) from resources"),
+        None
+    );
+}
+
+#[test]
+fn a_worker_killed_after_any_call_of_a_provision_loses_nothing() {
+    let (calls, _) = clean_run(SHIELD_VERSIONED);
+    assert!(calls > 10, "a provision makes {calls} calls");
+    for_each(0..calls, |number| {
+        let (setup, relay) = behind_relay();
+        relay.swallow(number);
+        let (api, mut worker) = (setup.api(&[]), setup.worker());
+        assert_eq!(api.provision("one", SHIELD_VERSIONED).status, 202);
+        relay.wait_until_swallowed(PATIENCE);
+        worker.kill();
+        relay.calm_down();
+        let _worker = setup.worker();
+        api.wait_for_state("one", "succeeded");
+        check_one_of_each(&setup);
+        api.remove("one", SHIELD_VERSIONED);
+        check_nothing_left(&setup);
+    });
+}
+
+#[test]
+fn a_delete_sent_while_the_worker_was_down_leaves_nothing() {
+    let (calls, _) = clean_run(BASIC);
+    for_each(0..calls, |number| {
+        let (setup, relay) = behind_relay();
+        relay.swallow(number);
+        let (api, mut worker) = (setup.api(&[]), setup.worker());
+        assert_eq!(api.provision("one", BASIC).status, 202);
+        relay.wait_until_swallowed(PATIENCE);
+        worker.kill();
+        relay.calm_down();
+        assert_eq!(api.deprovision("one", BASIC).status, 202);
+        let _worker = setup.worker();
+        api.remove("one", BASIC);
+        check_nothing_left(&setup);
+    });
+}
+
+#[test]
+fn a_worker_killed_after_any_call_of_a_delete_finishes_it_later() {
+    let (made, calls) = clean_run(VERSIONED);
+    for_each(0..calls, |number| {
+        let (setup, relay) = behind_relay();
+        let (api, mut worker) = (setup.api(&[]), setup.worker());
+        api.provide("one", VERSIONED);
+        assert_eq!(relay.calls().len(), made);
+        relay.swallow(made + number);
+        assert_eq!(api.deprovision("one", VERSIONED).status, 202);
+        relay.wait_until_swallowed(PATIENCE);
+        worker.kill();
+        relay.calm_down();
+        let _worker = setup.worker();
+        api.remove("one", VERSIONED);
+        check_nothing_left(&setup);
+    });
+}
+
+#[test]
+fn new_keys_that_are_refused_for_ten_seconds_hold_up_nobody_longer() {
+    const REFUSED: Duration = Duration::from_secs(10);
+    const INSTANCES: usize = 20;
+    let provide_all = |refused: Duration| {
+        let relay = Relay::start();
+        relay.refuse_new_keys(refused);
+        let mut setup = Setup::new();
+        setup.endpoint = relay.endpoint.clone();
+        let (api, _worker) = (setup.api(&[]), setup.worker());
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for number in 0..INSTANCES {
+                let api = &api;
+                scope.spawn(move || assert_eq!(api.provision(&number.to_string(), BASIC).status, 201));
+            }
+        });
+        let took = began.elapsed();
+        for number in 0..INSTANCES {
+            api.remove(&number.to_string(), BASIC);
+        }
+        check_nothing_left(&setup);
+        took
+    };
+    let calls = provide_all(Duration::ZERO);
+    let took = provide_all(REFUSED);
+    let limit = (REFUSED + calls).mul_f64(1.5);
+    eprintln!("{INSTANCES} provisions: {calls:?} alone, {took:?} with keys refused for {REFUSED:?}");
+    assert!(
+        took >= REFUSED && took <= limit,
+        "took {took:?}, limit {limit:?}, calls alone {calls:?}"
+    );
+}
+
+#[test]
+fn a_key_that_never_works_does_not_outlive_the_deadline() {
+    let relay = Relay::start();
+    relay.refuse_new_keys(PATIENCE * 10);
+    let mut setup = Setup::new().with("PROVISION_DEADLINE", "3s");
+    setup.endpoint = relay.endpoint.clone();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    let answer = api
+        .with_header("X-Broker-API-Version", "2.17")
+        .provision("one", BASIC);
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    api.wait_for_state("one", "failed");
+    eventually("the failed one is cleaned up", PATIENCE, || {
+        setup.left_in_aws().is_empty().then_some(())
+    });
+    let cleaned = "select 'yes' from tasks where action = 'delete' and status = 'finished'";
+    eventually("its cleaning is settled", PATIENCE, || {
+        setup.database.text(cleaned)
+    });
+    api.wait_for_state("one", "failed");
+    assert_eq!(api.deprovision("one", BASIC).status, 200);
+    assert_eq!(api.deprovision("one", BASIC).status, 410);
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_gives_its_task_to_another() {
+    let relay = Relay::start();
+    relay.refuse_new_keys(Duration::from_secs(3));
+    let mut setup = Setup::new().with("WAIT_SECONDS", "0");
+    setup.endpoint = relay.endpoint.clone();
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    assert_eq!(api.provision("one", BASIC).status, 202);
+    eventually("the key is being tried", PATIENCE, || {
+        relay
+            .calls()
+            .contains(&"s3:GET?location".to_owned())
+            .then_some(())
+    });
+    assert_eq!(worker.terminate(), Some(0));
+    let _other = setup.worker();
+    let began = Instant::now();
+    api.wait_for_state("one", "succeeded");
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "the lease was waited for: {:?}",
+        began.elapsed()
+    );
+    check_one_of_each(&setup);
+    api.remove("one", BASIC);
+}

@@ -1,1 +1,231 @@
-//! To come.
+//! The claim statement as the broker sends it, tried from sessions of the test's own.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+use postgres::types::Type;
+
+use crate::support::*;
+
+/// The statement out of the source, so that what is tried is what is shipped.
+fn claim_statement() -> &'static str {
+    let source = include_str!("../../src/store/tasks.rs");
+    let (_, rest) = source
+        .split_once("const CLAIM: &str = \"")
+        .expect("the claim statement");
+    rest.split_once("\";").expect("its end").0
+}
+
+/// A task that was claimed.
+#[derive(Debug, PartialEq)]
+struct Claimed {
+    task: String,
+    instance: String,
+}
+
+/// Claims as a worker does: once more when another was faster at the last moment.
+fn claim(client: &mut Client, worker: &str, lease_s: f64) -> Option<Claimed> {
+    for _ in 0..5 {
+        match client.query_typed(
+            claim_statement(),
+            &[(&worker, Type::TEXT), (&lease_s, Type::FLOAT8)],
+        ) {
+            Ok(rows) => {
+                return rows.first().map(|row| Claimed {
+                    task: row.get("task"),
+                    instance: row.get("resource"),
+                });
+            }
+            Err(err) if err.code().is_some_and(|it| it.code() == "23505") => {}
+            Err(err) => panic!("{err}"),
+        }
+    }
+    None
+}
+
+/// A database with instances and no workers.
+fn database(instances: &[&str]) -> Database {
+    let setup = Setup::new();
+    drop(setup.api(&[]));
+    let mut client = setup.database.connect();
+    for instance in instances {
+        let sql =
+            format!("insert into resources (id, name, plan, status) values ($1, $1, '{BASIC}', 'available')");
+        client.execute(&sql, &[instance]).unwrap();
+    }
+    setup.database
+}
+
+/// Enqueues a task; `how` are further columns and their values.
+fn enqueue(client: &mut Client, instance: &str, how: &[(&str, &str)]) -> String {
+    let names: String = how.iter().map(|(name, _)| format!(", {name}")).collect();
+    let values: String = how.iter().map(|(_, value)| format!(", {value}")).collect();
+    let sql = format!(
+        "insert into tasks (task, resource, action{names}) values (gen_random_uuid(), $1, 'noop'{values})
+         returning task::text"
+    );
+    client.query_one(&sql, &[&instance]).unwrap().get(0)
+}
+
+#[test]
+fn no_task_is_claimed_twice_by_sessions_that_race() {
+    const SESSIONS: usize = 8;
+    const TASKS: usize = 400;
+    let database = database(&["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]);
+    let mut client = database.connect();
+    for number in 0..TASKS {
+        enqueue(&mut client, &"abcdefghij"[number % 10..=number % 10], &[]);
+    }
+    let (seen, running) = (Mutex::new(HashSet::new()), Mutex::new(HashSet::new()));
+    let deadline = Instant::now() + PATIENCE;
+    std::thread::scope(|scope| {
+        for number in 0..SESSIONS {
+            let (database, seen, running) = (&database, &seen, &running);
+            scope.spawn(move || {
+                let mut client = database.connect();
+                while seen.lock().unwrap().len() < TASKS && Instant::now() < deadline {
+                    let Some(got) = claim(&mut client, &format!("worker-{number}"), 60.0) else {
+                        continue;
+                    };
+                    assert!(
+                        seen.lock().unwrap().insert(got.task.clone()),
+                        "{} twice",
+                        got.task
+                    );
+                    assert!(
+                        running.lock().unwrap().insert(got.instance.clone()),
+                        "two at {}",
+                        got.instance
+                    );
+                    running.lock().unwrap().remove(&got.instance);
+                    let done =
+                        "update tasks set status = 'finished', worker = null where task = $1::text::uuid";
+                    client.execute(done, &[&got.task]).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(seen.into_inner().unwrap().len(), TASKS);
+}
+
+#[test]
+fn a_held_instance_blocks_no_other() {
+    let database = database(&["held", "free"]);
+    let (mut holder, mut other) = (database.connect(), database.connect());
+    enqueue(&mut holder, "held", &[]);
+    let expected = enqueue(&mut holder, "free", &[]);
+    let mut transaction = holder.transaction().unwrap();
+    transaction
+        .execute("select 1 from resources where id = 'held' for update", &[])
+        .unwrap();
+    other.batch_execute("set lock_timeout = '1s'").unwrap();
+    assert_eq!(
+        claim(&mut other, "worker", 60.0).map(|it| it.task),
+        Some(expected)
+    );
+    assert_eq!(claim(&mut other, "worker", 60.0), None);
+    transaction.rollback().unwrap();
+    assert_eq!(
+        claim(&mut other, "worker", 60.0).map(|it| it.instance).as_deref(),
+        Some("held")
+    );
+}
+
+#[test]
+fn an_uncommitted_claim_is_passed_over_without_waiting() {
+    let database = database(&["one"]);
+    let (mut first, mut second) = (database.connect(), database.connect());
+    enqueue(&mut first, "one", &[]);
+    second.batch_execute("set lock_timeout = '1s'").unwrap();
+    first.batch_execute("begin").unwrap();
+    assert!(claim(&mut first, "first", 60.0).is_some());
+    assert_eq!(claim(&mut second, "second", 60.0), None);
+    first.batch_execute("rollback").unwrap();
+    assert!(claim(&mut second, "second", 60.0).is_some());
+}
+
+#[test]
+fn a_running_task_holds_back_the_others_of_its_instance_only() {
+    let database = database(&["one", "two"]);
+    let mut client = database.connect();
+    let first = enqueue(&mut client, "one", &[]);
+    enqueue(&mut client, "one", &[]);
+    let other = enqueue(&mut client, "two", &[]);
+    assert_eq!(claim(&mut client, "worker", 60.0).map(|it| it.task), Some(first));
+    assert_eq!(claim(&mut client, "worker", 60.0).map(|it| it.task), Some(other));
+    assert_eq!(claim(&mut client, "worker", 60.0), None);
+}
+
+#[test]
+fn a_dead_workers_task_is_the_first_of_its_instance() {
+    let database = database(&["one"]);
+    let mut client = database.connect();
+    let dead = enqueue(&mut client, "one", &[("run_at", "now() - interval '1 minute'")]);
+    enqueue(&mut client, "one", &[("run_at", "now() - interval '1 hour'")]);
+    let die = "update tasks set status = 'started', worker = 'dead', started = now() - interval '1 minute',
+        lease_until = now() + interval '1 hour' where task = $1::text::uuid";
+    client.execute(die, &[&dead]).unwrap();
+    assert_eq!(claim(&mut client, "worker", 60.0), None, "its lease still holds");
+    let expire = "update tasks set lease_until = now() - interval '1 second' where task = $1::text::uuid";
+    client.execute(expire, &[&dead]).unwrap();
+    assert_eq!(claim(&mut client, "worker", 60.0).map(|it| it.task), Some(dead));
+}
+
+#[test]
+fn what_the_old_broker_left_started_is_taken_after_an_hour() {
+    let database = database(&["one", "two"]);
+    let mut client = database.connect();
+    let recent = [
+        ("status", "'started'"),
+        ("started", "now() - interval '59 minutes'"),
+    ];
+    let old = [
+        ("status", "'started'"),
+        ("started", "now() - interval '61 minutes'"),
+    ];
+    enqueue(&mut client, "one", &recent);
+    let left = enqueue(&mut client, "two", &old);
+    assert_eq!(claim(&mut client, "worker", 60.0).map(|it| it.task), Some(left));
+    assert_eq!(claim(&mut client, "worker", 60.0), None);
+}
+
+#[test]
+fn tasks_come_in_the_order_in_which_they_are_due_and_none_too_early() {
+    let database = database(&["one", "two", "three"]);
+    let mut client = database.connect();
+    let second = enqueue(&mut client, "one", &[("run_at", "now() - interval '1 minute'")]);
+    let first = enqueue(&mut client, "two", &[("run_at", "now() - interval '2 minutes'")]);
+    enqueue(&mut client, "three", &[("run_at", "now() + interval '1 minute'")]);
+    enqueue(&mut client, "three", &[("deleted", "true")]);
+    let mut next = || claim(&mut client, "worker", 60.0).map(|it| it.task);
+    assert_eq!([next(), next(), next()], [Some(first), Some(second), None]);
+}
+
+#[test]
+fn two_workers_run_every_task_once() {
+    let setup = Setup::new();
+    let api = setup.api(&[]);
+    let _workers = [setup.worker(), setup.worker()];
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for number in 0..12 {
+            let api = &api;
+            scope.spawn(move || assert_eq!(api.provision(&number.to_string(), BASIC).status, 201));
+        }
+    });
+    let runs =
+        "select string_agg(distinct status || ' ' || retries, ',') from tasks where action = 'provision'";
+    assert_eq!(
+        setup.database.text(runs).as_deref(),
+        Some("finished 1"),
+        "after {:?}",
+        began.elapsed()
+    );
+    assert!(began.elapsed() < Duration::from_secs(25));
+    for number in 0..12 {
+        api.remove(&number.to_string(), BASIC);
+    }
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}

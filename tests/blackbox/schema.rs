@@ -1,1 +1,128 @@
-//! To come.
+//! The tables: made by whoever comes first, on an empty database and on the old broker's.
+
+use crate::support::*;
+
+/// Starts ten processes at once on a setup and sees all of them come up.
+fn ten_at_once(setup: &Setup) {
+    std::thread::scope(|scope| {
+        for number in 0..10 {
+            scope.spawn(move || {
+                let broker = if number % 2 == 0 {
+                    setup.api(&[])
+                } else {
+                    setup.worker()
+                };
+                assert!(!broker.log().contains("database not ready"), "{}", broker.log());
+            });
+        }
+    });
+}
+
+/// Names, types and defaults of all columns, and what else keeps order.
+fn shape(database: &Database) -> String {
+    let columns = "
+        select string_agg(table_name || '.' || column_name || ' ' || udt_name || ' ' || is_nullable || ' '
+            || coalesce(column_default, '-'), E'\\n' order by table_name, column_name)
+        from information_schema.columns where table_schema = 'public'";
+    let indexes =
+        "select string_agg(indexdef, E'\\n' order by indexname) from pg_indexes where schemaname = 'public'";
+    let triggers =
+        "select string_agg(tgname::text, E'\\n' order by tgname) from pg_trigger where not tgisinternal";
+    [columns, indexes, triggers]
+        .map(|it| database.text(it).unwrap_or_default())
+        .join("\n\n")
+}
+
+#[test]
+fn ten_processes_start_at_once_on_an_empty_database() {
+    let setup = Setup::new();
+    ten_at_once(&setup);
+    let plans =
+        "select string_agg(name || ' ' || plan || ' ' || cost_cents, ',' order by cost_cents) from plans";
+    assert_eq!(
+        setup.database.text(plans).unwrap(),
+        format!(
+            "basic {BASIC} 5000,shield {SHIELD} 6000,versioned {VERSIONED} 15000,shield-versioned {SHIELD_VERSIONED} 16000"
+        )
+    );
+}
+
+#[test]
+fn ten_processes_start_at_once_on_the_old_brokers_database() {
+    let setup = Setup::on(Database::of_the_old_broker());
+    ten_at_once(&setup);
+    assert_eq!(
+        setup
+            .database
+            .text("select count(*)::text from resources")
+            .as_deref(),
+        Some("5")
+    );
+    let plan = "select human_name from plans where name = 'basic'";
+    assert_eq!(
+        setup.database.text(plan).as_deref(),
+        Some("AWS S3 - Basic"),
+        "the operator's rows stay"
+    );
+}
+
+#[test]
+fn both_ways_lead_to_the_same_tables() {
+    let (new, old) = (Setup::new(), Setup::on(Database::of_the_old_broker()));
+    drop((new.api(&[]), old.api(&[])));
+    assert_eq!(shape(&new.database), shape(&old.database));
+}
+
+#[test]
+fn a_database_of_this_version_is_not_touched_and_nothing_waits_for_locks() {
+    let setup = Setup::new();
+    drop(setup.api(&[]));
+    let mut client = setup.database.connect();
+    let mut transaction = client.transaction().unwrap();
+    // Whoever wanted to change a table would have to wait for these.
+    transaction
+        .batch_execute("lock table plans, services, resources, tasks in row exclusive mode")
+        .unwrap();
+    let api = setup.api(&[]);
+    assert!(
+        api.log().contains("database ready: tables_changed=false"),
+        "{}",
+        api.log()
+    );
+    transaction.rollback().unwrap();
+}
+
+#[test]
+fn a_database_of_a_later_version_is_served_and_left_alone() {
+    let setup = Setup::new();
+    drop(setup.api(&[]));
+    setup
+        .database
+        .connect()
+        .batch_execute("update schema_version set version = 1000")
+        .unwrap();
+    let api = setup.api(&[]);
+    assert!(api.log().contains("tables_changed=false"));
+    assert_eq!(
+        setup
+            .database
+            .text("select version::text from schema_version")
+            .as_deref(),
+        Some("1000")
+    );
+}
+
+#[test]
+fn instances_of_the_old_broker_are_known() {
+    let setup = Setup::on(Database::of_the_old_broker());
+    let api = setup.api(&[]);
+    let of = |number: u32| format!("/v2/service_instances/22222222-bbbb-4bbb-8bbb-00000000000{number}");
+    assert_eq!(
+        api.get(&format!("{}/last_operation", of(1))).json["state"],
+        "succeeded"
+    );
+    assert_eq!(api.get(&format!("{}/last_operation", of(5))).status, 410);
+    // Where its bucket is was never written down: better no answer than a wrong region.
+    let binding = api.get(&format!("{}/service_bindings/app-space", of(1)));
+    assert_eq!((binding.status, binding.header("retry-after")), (503, Some("5")));
+}
