@@ -186,7 +186,7 @@ fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>
     };
     let api = config
         .api
-        .map(|api| Api::start(store, config.name_prefix, api, &stop, give_up))
+        .map(|api| Api::start(store, config.name_prefix, api, &ready, &stop, give_up))
         .transpose()?;
     if let Some(api) = &api {
         log::info!("listening: address={}", api.address);

@@ -24,6 +24,8 @@ pub(super) struct Desk {
     store: Store,
     /// What the names of buckets begin with.
     name_prefix: String,
+    /// Set once the database has its tables.
+    ready: Arc<Event>,
     /// The settings.
     config: ApiConfig,
     /// Where Akkeris and the specification part.
@@ -38,9 +40,10 @@ pub(super) struct Desk {
 
 impl Desk {
     /// The desk, without a catalog yet.
-    pub(super) fn new(store: Store, name_prefix: String, config: ApiConfig) -> Desk {
+    pub(super) fn new(store: Store, name_prefix: String, config: ApiConfig, ready: Arc<Event>) -> Desk {
         Desk {
             store,
+            ready,
             name_prefix,
             habits: Habits {
                 strict: config.strict_osb,
@@ -124,8 +127,10 @@ impl Desk {
 
     /// `GET /readyz`: whether requests that need the database can be served now.
     fn readyz(&self) -> Reply {
-        let asked = self.store.transaction(|tx| tx.ping());
-        match asked {
+        if !self.ready.is_set() {
+            return Reply::text(503, "the database has no tables yet");
+        }
+        match self.store.transaction(|tx| tx.ping()) {
             Ok(()) if self.catalog().is_some() => Reply::text(200, "OK"),
             Ok(()) => Reply::text(503, "the catalog was not read yet"),
             Err(err) => {

@@ -64,6 +64,7 @@ impl Api {
         store: Store,
         name_prefix: String,
         config: ApiConfig,
+        ready: &Arc<Event>,
         stop: &Arc<Event>,
         give_up: impl Fn(&str) + Send + 'static,
     ) -> Result<Api, String> {
@@ -83,7 +84,7 @@ impl Api {
             send: SEND_TIMEOUT,
         };
         let key = inside.key.clone();
-        let desk = Arc::new(Desk::new(store, name_prefix, config));
+        let desk = Arc::new(Desk::new(store, name_prefix, config, Arc::clone(ready)));
         if desk.is_open() {
             log::warn!(
                 "no BROKER_PASSWORD and no BROKER_TOKEN is set: everyone who reaches the port is let in"

@@ -67,7 +67,7 @@ fn check_nothing_left(setup: &Setup) {
     assert_eq!(
         setup
             .database
-            .text("select coalesce(username, password) from resources"),
+            .text("select max(coalesce(username, password)) from resources"),
         None
     );
 }
