@@ -96,10 +96,7 @@ pub(crate) fn provision(
     accepts_incomplete: bool,
     fresh: &Fresh,
 ) -> Result<Outcome, BrokerError> {
-    let organization = mandatory(
-        &request.organization_guid,
-        "organization_guid is missing or empty",
-    );
+    let organization = mandatory(&request.organization_guid, "organization_guid is missing or empty");
     let space = mandatory(&request.space_guid, "space_guid is missing or empty");
     let (offering, plan) = catalog_ids(&request.service_id, &request.plan_id)?;
     let (organization, space) = (organization?.to_owned(), space?.to_owned());
@@ -108,11 +105,7 @@ pub(crate) fn provision(
     if !accepts_incomplete {
         return Err(BrokerError::AsyncRequired);
     }
-    if request
-        .maintenance_info
-        .as_ref()
-        .is_some_and(|it| it.version.is_some())
-    {
+    if request.maintenance_info.as_ref().is_some_and(|it| it.version.is_some()) {
         return Err(BrokerError::MaintenanceInfoConflict); // no plan has a version
     }
     let new = NewInstance {
@@ -139,9 +132,7 @@ pub(crate) fn provision(
         tx.reuse_instance(&new)?;
     }
     tx.enqueue(&task(id, &fresh.task, TaskKind::Provision))?;
-    Ok(Outcome::Enqueued {
-        operation: fresh.task.clone(),
-    })
+    Ok(Outcome::Enqueued { operation: fresh.task.clone() })
 }
 
 /// What a provision means for an id that has a row: `None` when the id may be used again.
@@ -156,9 +147,7 @@ fn repeated_provision(
     match instance.status {
         InstanceStatus::Deprovisioning => Err(BrokerError::Busy("the instance is being deleted")),
         InstanceStatus::Failed => match open_task(tx, instance, &TaskKind::Delete)? {
-            Some(_) => Err(BrokerError::Busy(
-                "what is left of the failed instance is being removed",
-            )),
+            Some(_) => Err(BrokerError::Busy("what is left of the failed instance is being removed")),
             None => Ok(None),
         },
         InstanceStatus::Provisioning | InstanceStatus::Available | InstanceStatus::Modifying => {
@@ -186,10 +175,8 @@ pub(crate) fn deprovision(
     if !accepts_incomplete {
         return Err(BrokerError::AsyncRequired);
     }
-    let instance = tx
-        .lock_instance(id.as_str())?
-        .filter(|it| !it.deleted)
-        .ok_or(BrokerError::InstanceGone)?;
+    let instance =
+        tx.lock_instance(id.as_str())?.filter(|it| !it.deleted).ok_or(BrokerError::InstanceGone)?;
     let running = open_task(tx, &instance, &TaskKind::Delete)?;
     let cleaned = instance.status == InstanceStatus::Failed
         && running.is_none()
@@ -204,9 +191,7 @@ pub(crate) fn deprovision(
     }
     tx.stop_tasks(&instance.id, &TaskKind::Provision)?;
     tx.enqueue(&task(id, &fresh.task, TaskKind::Delete))?;
-    Ok(Outcome::Enqueued {
-        operation: fresh.task.clone(),
-    })
+    Ok(Outcome::Enqueued { operation: fresh.task.clone() })
 }
 
 /// How the instance stands. In strict mode, how the named operation does.
@@ -216,9 +201,7 @@ pub(crate) fn last_operation(
     operation: Option<&str>,
     habits: Habits,
 ) -> Result<LastOperation, BrokerError> {
-    let instance = tx
-        .find_instance(id.as_str())?
-        .ok_or(BrokerError::InstanceUnknown)?;
+    let instance = tx.find_instance(id.as_str())?.ok_or(BrokerError::InstanceUnknown)?;
     if habits.strict
         && let Some(operation) = operation
     {
@@ -237,10 +220,7 @@ pub(crate) fn last_operation(
         InstanceStatus::Failed => {
             let task = tx.latest_task(&instance.id, &TaskKind::Provision)?;
             let why = task.map(|it| it.result).filter(|it| !it.is_empty());
-            done(
-                OperationState::Failed,
-                why.as_deref().unwrap_or("the bucket could not be created"),
-            )
+            done(OperationState::Failed, why.as_deref().unwrap_or("the bucket could not be created"))
         }
         InstanceStatus::Provisioning => {
             progress(tx, &instance, &TaskKind::Provision, "the bucket is being created")?
@@ -261,20 +241,13 @@ pub(crate) fn bind(
     let (offering, plan) = catalog_ids(&request.service_id, &request.plan_id)?;
     refuse_parameters(request.parameters.as_ref())?;
     known_plan(tx, offering, plan)?;
-    let resource = request
-        .bind_resource
-        .as_ref()
-        .and_then(|it| it.app_guid.as_deref());
+    let resource = request.bind_resource.as_ref().and_then(|it| it.app_guid.as_deref());
     let app = resource.or(request.app_guid.as_deref());
     if app.is_some_and(|it| it.is_empty() || it.len() > 1_024 || it.contains('\0')) {
-        return Err(BrokerError::BadRequest(
-            "app_guid is empty, too long or holds a NUL",
-        ));
+        return Err(BrokerError::BadRequest("app_guid is empty, too long or holds a NUL"));
     }
-    let instance = tx
-        .lock_instance(id.as_str())?
-        .filter(|it| !it.deleted)
-        .ok_or(BrokerError::InstanceUnknown)?;
+    let instance =
+        tx.lock_instance(id.as_str())?.filter(|it| !it.deleted).ok_or(BrokerError::InstanceUnknown)?;
     match instance.status {
         InstanceStatus::Available | InstanceStatus::Modifying => {}
         InstanceStatus::Failed => return Err(BrokerError::InstanceFailed),
@@ -305,10 +278,8 @@ pub(crate) fn fetch_binding(
     binding: &Id,
     habits: Habits,
 ) -> Result<Credentials, BrokerError> {
-    let instance = tx
-        .find_instance(id.as_str())?
-        .filter(|it| !it.deleted)
-        .ok_or(BrokerError::InstanceUnknown)?;
+    let instance =
+        tx.find_instance(id.as_str())?.filter(|it| !it.deleted).ok_or(BrokerError::InstanceUnknown)?;
     match tx.find_binding(&instance.id, binding.as_str())? {
         Some(found) if found.deleted => return Err(BrokerError::BindingUnknown),
         None if habits.strict => return Err(BrokerError::BindingUnknown),
@@ -330,15 +301,8 @@ pub(crate) fn unbind(
     query: &CatalogQuery,
 ) -> Result<(), BrokerError> {
     query.check(tx)?;
-    let instance = tx
-        .lock_instance(id.as_str())?
-        .filter(|it| !it.deleted)
-        .ok_or(BrokerError::BindingGone)?;
-    if tx.remove_binding(&instance.id, binding.as_str())? {
-        Ok(())
-    } else {
-        Err(BrokerError::BindingGone)
-    }
+    let instance = tx.lock_instance(id.as_str())?.filter(|it| !it.deleted).ok_or(BrokerError::BindingGone)?;
+    if tx.remove_binding(&instance.id, binding.as_str())? { Ok(()) } else { Err(BrokerError::BindingGone) }
 }
 
 /// Whether both describe the same instance. What the old broker did not write down counts as equal.
@@ -353,9 +317,7 @@ fn open_task(
     instance: &Instance,
     kind: &TaskKind,
 ) -> Result<Option<TaskRow>, StoreError> {
-    Ok(tx
-        .latest_task(&instance.id, kind)?
-        .filter(|it| !it.state.has_ended()))
+    Ok(tx.latest_task(&instance.id, kind)?.filter(|it| !it.state.has_ended()))
 }
 
 /// A task that is due at once and needs to know nothing.
@@ -386,11 +348,7 @@ fn progress(
 /// How a task stands, for the platform.
 fn operation_of_task(task: &TaskRow) -> LastOperation {
     let said = |otherwise: &'static str| {
-        if task.result.is_empty() {
-            otherwise
-        } else {
-            task.result.as_str()
-        }
+        if task.result.is_empty() { otherwise } else { task.result.as_str() }
     };
     match task.state {
         TaskState::Pending if task.attempts == 0 => {
@@ -406,10 +364,7 @@ fn operation_of_task(task: &TaskRow) -> LastOperation {
 
 /// An answer to a poll.
 fn done(state: OperationState, description: &str) -> LastOperation {
-    LastOperation {
-        state,
-        description: description.to_owned(),
-    }
+    LastOperation { state, description: description.to_owned() }
 }
 
 /// The config vars of an instance, or why there are none yet.
@@ -418,19 +373,8 @@ fn credentials(instance: &Instance) -> Result<Credentials, BrokerError> {
     let mut values = BTreeMap::from([
         ("S3_BUCKET", instance.name.clone()),
         ("S3_LOCATION", instance.location.clone().ok_or_else(missing)?),
-        (
-            "S3_ACCESS_KEY",
-            instance.access_key_id.clone().ok_or_else(missing)?,
-        ),
-        (
-            "S3_SECRET_KEY",
-            instance
-                .secret_access_key
-                .as_ref()
-                .ok_or_else(missing)?
-                .expose()
-                .to_owned(),
-        ),
+        ("S3_ACCESS_KEY", instance.access_key_id.clone().ok_or_else(missing)?),
+        ("S3_SECRET_KEY", instance.secret_access_key.as_ref().ok_or_else(missing)?.expose().to_owned()),
         ("S3_REGION", instance.region.clone().ok_or_else(missing)?),
     ]);
     if let Some(endpoint) = &instance.s3_endpoint {
@@ -452,30 +396,13 @@ mod tests {
     #[test]
     fn attributes_missing_in_old_rows_count_as_equal() {
         let text = |it: &str| Some(it.to_owned());
-        let sent = Provisioned {
-            plan: "p".into(),
-            organization: text("o"),
-            space: text("s"),
-        };
-        let old = Provisioned {
-            plan: "p".into(),
-            organization: None,
-            space: None,
-        };
+        let sent = Provisioned { plan: "p".into(), organization: text("o"), space: text("s") };
+        let old = Provisioned { plan: "p".into(), organization: None, space: None };
         assert!(is_same(&old, &sent) && is_same(&sent, &sent));
         for other in [
-            Provisioned {
-                plan: "q".into(),
-                ..sent.clone()
-            },
-            Provisioned {
-                organization: text("x"),
-                ..sent.clone()
-            },
-            Provisioned {
-                space: text("x"),
-                ..sent.clone()
-            },
+            Provisioned { plan: "q".into(), ..sent.clone() },
+            Provisioned { organization: text("x"), ..sent.clone() },
+            Provisioned { space: text("x"), ..sent.clone() },
         ] {
             assert!(!is_same(&other, &sent), "{other:?}");
         }

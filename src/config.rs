@@ -54,10 +54,7 @@ pub(crate) struct Problem {
 impl Problem {
     /// A problem of `setting`.
     pub(crate) fn new(setting: impl Into<String>, complaint: impl Into<String>) -> Problem {
-        Problem {
-            setting: setting.into(),
-            complaint: complaint.into(),
-        }
+        Problem { setting: setting.into(), complaint: complaint.into() }
     }
 }
 
@@ -186,29 +183,20 @@ pub(crate) fn parse(
     arguments: Vec<String>,
     variable: impl Fn(&'static str) -> Option<String>,
 ) -> (Command, Vec<Problem>) {
-    let mut reader = Reader {
-        variable: &variable,
-        problems: Vec::new(),
-    };
+    let mut reader = Reader { variable: &variable, problems: Vec::new() };
     let mut flags = Flags::parse(arguments, &mut reader.problems);
     match flags.subcommand.as_deref() {
         Some("version") => return (Command::Version, reader.problems),
         Some("help") => return (Command::Help, reader.problems),
         Some(other) => {
             let complaint = "unknown command; known are version and help";
-            reader
-                .problems
-                .push(Problem::new(other.escape_debug().to_string(), complaint));
+            reader.problems.push(Problem::new(other.escape_debug().to_string(), complaint));
         }
         None => {}
     }
-    let background = flags
-        .boolean("--background-tasks", &mut reader.problems)
-        .unwrap_or(false)
+    let background = flags.boolean("--background-tasks", &mut reader.problems).unwrap_or(false)
         || program.ends_with("start-background.sh");
-    let both = flags
-        .boolean("--with-worker", &mut reader.problems)
-        .unwrap_or(false);
+    let both = flags.boolean("--with-worker", &mut reader.problems).unwrap_or(false);
     let config = Config {
         database_url: Secret::new(reader.flag_or_required(
             flags.value("--database-url"),
@@ -248,27 +236,19 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             self.problems.push(Problem::new("--insecure", complaint));
         }
         let flag_port = flags.number("--port", &mut self.problems).unwrap_or(8443);
-        let address = self
-            .optional("LISTEN_ADDRESS")
-            .unwrap_or_else(|| "0.0.0.0".to_owned());
+        let address = self.optional("LISTEN_ADDRESS").unwrap_or_else(|| "0.0.0.0".to_owned());
         let listen_address = address.parse().unwrap_or_else(|_| {
-            self.problems.push(Problem::new(
-                "LISTEN_ADDRESS",
-                "must be an IP address such as 0.0.0.0 or ::",
-            ));
+            self.problems.push(Problem::new("LISTEN_ADDRESS", "must be an IP address such as 0.0.0.0 or ::"));
             IpAddr::from([127, 0, 0, 1])
         });
         let connections_max = self.number("MAX_CONNECTIONS", 512, 1, 65_536);
         ApiConfig {
             listen_address,
             port: self.number("PORT", flag_port, 0, u16::MAX),
-            basic: [
-                ("BROKER_USERNAME", "BROKER_PASSWORD"),
-                ("BROKER_USERNAME_2", "BROKER_PASSWORD_2"),
-            ]
-            .into_iter()
-            .filter_map(|(name, password)| self.pair(name, password))
-            .collect(),
+            basic: [("BROKER_USERNAME", "BROKER_PASSWORD"), ("BROKER_USERNAME_2", "BROKER_PASSWORD_2")]
+                .into_iter()
+                .filter_map(|(name, password)| self.pair(name, password))
+                .collect(),
             tokens: ["BROKER_TOKEN", "BROKER_TOKEN_2"]
                 .into_iter()
                 .filter_map(|it| self.optional(it))
@@ -293,13 +273,11 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             (Some(name), Some(password)) => Some((name, Secret::new(password))),
             (None, None) => None,
             (Some(_), None) => {
-                self.problems
-                    .push(Problem::new(password, format!("is missing, {name} is set")));
+                self.problems.push(Problem::new(password, format!("is missing, {name} is set")));
                 None
             }
             (None, Some(_)) => {
-                self.problems
-                    .push(Problem::new(name, format!("is missing, {password} is set")));
+                self.problems.push(Problem::new(name, format!("is missing, {password} is set")));
                 None
             }
         }
@@ -307,22 +285,15 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
 
     /// The settings of the worker. Read only where one runs: an api must not even see the keys.
     fn worker(&mut self) -> WorkerConfig {
-        let region = self
-            .optional("AWS_REGION")
-            .or_else(|| self.optional("AWS_DEFAULT_REGION"));
+        let region = self.optional("AWS_REGION").or_else(|| self.optional("AWS_DEFAULT_REGION"));
         let region = region.unwrap_or_else(|| self.required("AWS_REGION", "for example us-west-2"));
         if !region.is_empty() && !is_region(&region) {
-            self.problems.push(Problem::new(
-                "AWS_REGION",
-                "must be a region's name such as us-west-2",
-            ));
+            self.problems.push(Problem::new("AWS_REGION", "must be a region's name such as us-west-2"));
         }
         let iam_path = self.optional("IAM_PATH");
         if iam_path.as_ref().is_some_and(|it| !is_iam_path(it)) {
-            self.problems.push(Problem::new(
-                "IAM_PATH",
-                "must begin and end with /, for example /s3-broker/",
-            ));
+            self.problems
+                .push(Problem::new("IAM_PATH", "must begin and end with /, for example /s3-broker/"));
         }
         WorkerConfig {
             threads: self.number("WORKER_THREADS", 4, 1, 64),
@@ -366,10 +337,7 @@ fn check_name_prefix(prefix: &str) -> Result<(), &'static str> {
     if !prefix.bytes().next().is_some_and(letter_or_digit) {
         return Err("must begin with a letter or digit");
     }
-    if ["xn--", "sthree-", "amzn-s3-demo-"]
-        .iter()
-        .any(|it| format!("{prefix}-").starts_with(it))
-    {
+    if ["xn--", "sthree-", "amzn-s3-demo-"].iter().any(|it| format!("{prefix}-").starts_with(it)) {
         return Err("begins with text that AWS keeps for itself (xn--, sthree-, amzn-s3-demo-)");
     }
     Ok(())
@@ -380,10 +348,7 @@ const NAME_PREFIX_MAX: usize = 63 - 2 - 16;
 
 /// Region names go into host names.
 fn is_region(text: &str) -> bool {
-    text.len() <= 63
-        && text
-            .bytes()
-            .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
+    text.len() <= 63 && text.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
 }
 
 /// IAM API Reference, CreateUser, Path.

@@ -34,11 +34,7 @@ impl Event {
             if left.is_zero() {
                 break;
             }
-            happened = self
-                .noticed
-                .wait_timeout(happened, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            happened = self.noticed.wait_timeout(happened, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         *happened
     }

@@ -49,10 +49,7 @@ enum End {
 fn main() -> ExitCode {
     let mut arguments = std::env::args();
     let program = arguments.next().unwrap_or_default();
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the environment"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let variable = |name: &'static str| std::env::var(name).ok();
     let (command, mut problems) = config::parse(&program, arguments.collect(), variable);
     let config = match command {
@@ -61,9 +58,7 @@ fn main() -> ExitCode {
         Command::Run(config) => *config,
     };
     let target = Target::parse(&config.database_url, config.statement_timeout);
-    let target = target
-        .map_err(|complaint| problems.push(Problem::new("DATABASE_URL", complaint)))
-        .ok();
+    let target = target.map_err(|complaint| problems.push(Problem::new("DATABASE_URL", complaint))).ok();
     let shop = config.worker.as_ref().map(|it| outfit(it, &config.name_prefix));
     let shop = shop.and_then(|made| made.map_err(|problem| problems.push(problem)).ok());
     let Some(target) = target.filter(|_| problems.is_empty()) else {
@@ -158,24 +153,12 @@ fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>
     let (stop, ready) = (Arc::new(Event::default()), Arc::new(Event::default()));
     let store = Store::new(target, config.database_connections, config.statement_timeout);
     let (tables, tables_ready, tables_stop) = (store.clone(), Arc::clone(&ready), Arc::clone(&stop));
-    spawn("schema", move || {
-        prepare_database(&tables, &tables_ready, &tables_stop)
-    })?;
+    spawn("schema", move || prepare_database(&tables, &tables_ready, &tables_stop))?;
     let worker = match (shop, config.worker) {
         (Some((aws, settings)), Some(worker)) => {
             log::info!("working: region={} threads={}", worker.region, worker.threads);
-            let limits = Limits {
-                threads: worker.threads,
-                lease: worker.lease,
-            };
-            Some(Worker::start(
-                store.clone(),
-                aws,
-                settings,
-                limits,
-                &ready,
-                &stop,
-            )?)
+            let limits = Limits { threads: worker.threads, lease: worker.lease };
+            Some(Worker::start(store.clone(), aws, settings, limits, &ready, &stop)?)
         }
         (_, _) => None,
     };
@@ -223,7 +206,5 @@ fn prepare_database(store: &Store, ready: &Event, stop: &Event) {
 /// Starts a thread that lives as long as the process.
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
-    thread
-        .map(drop)
-        .map_err(|err| format!("no thread for {name}: {err}"))
+    thread.map(drop).map_err(|err| format!("no thread for {name}: {err}"))
 }

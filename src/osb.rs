@@ -200,12 +200,8 @@ mod tests {
 
     #[test]
     fn ids_are_any_text_that_can_be_kept() {
-        for good in [
-            "a",
-            "550e8400-e29b-41d4-a716-446655440000",
-            "with/slash and ünicode",
-            &"x".repeat(255),
-        ] {
+        for good in ["a", "550e8400-e29b-41d4-a716-446655440000", "with/slash and ünicode", &"x".repeat(255)]
+        {
             assert!(Id::parse(good.to_owned()).is_ok(), "{good}");
         }
         for bad in ["", "nul\0", "line\nfeed", "\u{7f}", &"x".repeat(256)] {
@@ -217,24 +213,14 @@ mod tests {
     fn unknown_fields_are_ignored_and_null_is_absent() {
         let text = r#"{"service_id":"s","plan_id":null,"vendor":{"x":[1]},"context":{},"parameters":null}"#;
         let request: ProvisionRequest = serde_json::from_str(text).unwrap();
-        assert_eq!(
-            (request.service_id.as_deref(), request.plan_id),
-            (Some("s"), None)
-        );
+        assert_eq!((request.service_id.as_deref(), request.plan_id), (Some("s"), None));
         assert!(request.parameters.is_none());
     }
 
     #[test]
     fn states_are_spelled_as_the_specification_does() {
-        let states = [
-            OperationState::InProgress,
-            OperationState::Succeeded,
-            OperationState::Failed,
-        ];
-        assert_eq!(
-            serde_json::to_string(&states).unwrap(),
-            r#"["in progress","succeeded","failed"]"#
-        );
+        let states = [OperationState::InProgress, OperationState::Succeeded, OperationState::Failed];
+        assert_eq!(serde_json::to_string(&states).unwrap(), r#"["in progress","succeeded","failed"]"#);
     }
 
     #[test]

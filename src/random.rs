@@ -64,23 +64,14 @@ mod tests {
         let (one, other) = (uuid().unwrap(), uuid().unwrap());
         assert_ne!(one, other);
         let parts: Vec<&str> = one.split('-').collect();
-        assert_eq!(
-            parts.iter().map(|it| it.len()).collect::<Vec<_>>(),
-            [8, 4, 4, 4, 12]
-        );
-        assert!(
-            parts[2].starts_with('4') && "89ab".contains(&parts[3][..1]),
-            "{one}"
-        );
+        assert_eq!(parts.iter().map(|it| it.len()).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
+        assert!(parts[2].starts_with('4') && "89ab".contains(&parts[3][..1]), "{one}");
     }
 
     #[test]
     fn hex16_is_sixteen_hex_digits() {
         let text = hex16().unwrap();
-        assert!(
-            text.len() == 16 && text.bytes().all(|it| it.is_ascii_hexdigit()),
-            "{text}"
-        );
+        assert!(text.len() == 16 && text.bytes().all(|it| it.is_ascii_hexdigit()), "{text}");
         assert_eq!(below(0), 0);
         assert!(below(5) < 5);
     }

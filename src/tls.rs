@@ -82,17 +82,12 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 
 /// The CA certificates of a PEM file; other blocks in it are passed over.
 pub(crate) fn roots_from_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = std::fs::read(path).map_err(|cause| TlsError::Unreadable {
-        path: path.into(),
-        cause,
-    })?;
+    let text = std::fs::read(path).map_err(|cause| TlsError::Unreadable { path: path.into(), cause })?;
     let roots: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
         .map_err(|_| TlsError::NotPem { path: path.into() })?;
     if roots.is_empty() {
-        return Err(TlsError::NoCertificates {
-            looked_at: path.display().to_string(),
-        });
+        return Err(TlsError::NoCertificates { looked_at: path.display().to_string() });
     }
     Ok(roots)
 }
@@ -107,11 +102,7 @@ pub(crate) fn system_roots(ssl_cert_file: Option<&Path>) -> Result<Vec<Certifica
     }
     let bundle = SYSTEM_BUNDLES.iter().map(Path::new).find(|path| path.exists());
     bundle.map_or_else(
-        || {
-            Err(TlsError::NoCertificates {
-                looked_at: SYSTEM_BUNDLES.join(", "),
-            })
-        },
+        || Err(TlsError::NoCertificates { looked_at: SYSTEM_BUNDLES.join(", ") }),
         roots_from_file,
     )
 }
@@ -120,11 +111,7 @@ pub(crate) fn system_roots(ssl_cert_file: Option<&Path>) -> Result<Vec<Certifica
 pub(crate) fn describe_failure(error: &io::Error) -> Option<&'static str> {
     let failure = error.get_ref()?.downcast_ref::<Error>()?;
     let is_certificate = matches!(failure, Error::InvalidCertificate(_));
-    Some(if is_certificate {
-        "certificate not trusted"
-    } else {
-        "TLS failed"
-    })
+    Some(if is_certificate { "certificate not trusted" } else { "TLS failed" })
 }
 
 /// How far a server's certificate is checked; the names in brackets are PostgreSQL's sslmode.
@@ -151,10 +138,7 @@ pub(crate) fn client_config(
         .with_safe_default_protocol_versions()
         .map_err(|_| TlsError::Provider)?;
     // `dangerous` is only the library's word for choosing the verifier ourselves.
-    Ok(builder
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
+    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
 /// What decides about a server's certificate.
@@ -164,12 +148,8 @@ fn verifier(
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
     Ok(match verify {
-        Verify::Nothing => Arc::new(AnyCertificate {
-            provider: Arc::clone(provider),
-        }),
-        Verify::Chain => Arc::new(AnyName {
-            strict: chain_verifier(roots, provider)?,
-        }),
+        Verify::Nothing => Arc::new(AnyCertificate { provider: Arc::clone(provider) }),
+        Verify::Chain => Arc::new(AnyName { strict: chain_verifier(roots, provider)? }),
         Verify::ChainAndName => chain_verifier(roots, provider)?,
     })
 }
@@ -216,10 +196,7 @@ impl ServerCertVerifier for AnyName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        match self
-            .strict
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-        {
+        match self.strict.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(error) if is_other_name(&error) => Ok(ServerCertVerified::assertion()),
             verdict => verdict,
         }
@@ -288,9 +265,7 @@ impl ServerCertVerifier for AnyCertificate {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -375,11 +350,7 @@ IFneQiauPPkd5hvarLobEPku5SSZXH69EDyMDYrpi0yq
                     UnixTime::since_unix_epoch(std::time::Duration::from_secs(at_s)),
                 );
                 let expected = accepted && (valid || verify == Nothing);
-                assert_eq!(
-                    verdict.is_ok(),
-                    expected,
-                    "{verify:?} {name} at {at_s}: {verdict:?}"
-                );
+                assert_eq!(verdict.is_ok(), expected, "{verify:?} {name} at {at_s}: {verdict:?}");
             }
             assert!(!verifier.supported_verify_schemes().is_empty());
         }
@@ -391,10 +362,7 @@ IFneQiauPPkd5hvarLobEPku5SSZXH69EDyMDYrpi0yq
         assert!(client_config(&[], Verify::Nothing).is_ok());
         for verify in [Verify::Chain, Verify::ChainAndName] {
             assert!(matches!(client_config(&[], verify), Err(TlsError::Unusable)));
-            assert!(matches!(
-                client_config(std::slice::from_ref(&junk), verify),
-                Err(TlsError::Unusable)
-            ));
+            assert!(matches!(client_config(std::slice::from_ref(&junk), verify), Err(TlsError::Unusable)));
             assert!(client_config(&[junk.clone(), certificate(CA)], verify).is_ok());
         }
     }
@@ -405,16 +373,8 @@ IFneQiauPPkd5hvarLobEPku5SSZXH69EDyMDYrpi0yq
         std::fs::create_dir_all(&directory).unwrap();
         let cases: [(&str, String, Result<usize, &str>); 4] = [
             ("two", format!("# comment\n{CA}\n{OTHER_CA}"), Ok(2)),
-            (
-                "empty",
-                "nothing here\n".into(),
-                Err("no CA certificates found in "),
-            ),
-            (
-                "broken",
-                format!("{CA}-----BEGIN CERTIFICATE-----\nAAAA\n"),
-                Err("holds a broken PEM block"),
-            ),
+            ("empty", "nothing here\n".into(), Err("no CA certificates found in ")),
+            ("broken", format!("{CA}-----BEGIN CERTIFICATE-----\nAAAA\n"), Err("holds a broken PEM block")),
             ("binary", "\u{0}\u{1}".into(), Err("no CA certificates found in ")),
         ];
         for (name, text, expected) in cases {
@@ -428,13 +388,8 @@ IFneQiauPPkd5hvarLobEPku5SSZXH69EDyMDYrpi0yq
                 }
             }
         }
-        let missing = roots_from_file(&directory.join("missing"))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            missing.starts_with("cannot read ") && missing.contains("missing"),
-            "{missing}"
-        );
+        let missing = roots_from_file(&directory.join("missing")).unwrap_err().to_string();
+        assert!(missing.starts_with("cannot read ") && missing.contains("missing"), "{missing}");
         std::fs::remove_dir_all(&directory).unwrap();
     }
     #[test]

@@ -127,11 +127,8 @@ impl Worker {
         run: impl FnOnce(&Shop) + Send + 'static,
     ) -> Result<(), String> {
         let shop = Arc::clone(shop);
-        let thread = std::thread::Builder::new()
-            .name(name.clone())
-            .spawn(move || run(&shop));
-        self.threads
-            .push(thread.map_err(|err| format!("no thread for {name}: {err}"))?);
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(move || run(&shop));
+        self.threads.push(thread.map_err(|err| format!("no thread for {name}: {err}"))?);
         Ok(())
     }
 
@@ -168,13 +165,7 @@ impl Shop {
     fn run(&self, claim: Claim, ends: Instant) {
         let began = Instant::now();
         let margin = self.lease / 3;
-        let lease = Lease::new(
-            claim.clone(),
-            self.store.clone(),
-            Arc::clone(&self.stop),
-            margin,
-            ends,
-        );
+        let lease = Lease::new(claim.clone(), self.store.clone(), Arc::clone(&self.stop), margin, ends);
         let lease = Arc::new(lease);
         self.leases().insert(claim.task.clone(), Arc::clone(&lease));
         let work = Work {
@@ -204,10 +195,7 @@ impl Shop {
                 Err(StoreError::LeaseLost) => {
                     return log::warn!("task not settled, another worker has it: task={}", claim.task);
                 }
-                Err(err) => log::warn!(
-                    "task not settled: task={} attempt={attempt} cause={err}",
-                    claim.task
-                ),
+                Err(err) => log::warn!("task not settled: task={} attempt={attempt} cause={err}", claim.task),
             }
             self.stop.wait(spread(POLL_INTERVAL));
         }
@@ -222,23 +210,15 @@ impl Shop {
         };
         let (public, cause) = (err.public(), err.to_string());
         let retry = || match RetryPolicy::of(&claim.kind).delay_after(claim.attempt) {
-            Some(delay) => Next::Retry {
-                delay: spread(delay),
-                public: public.clone(),
-                cause: cause.clone(),
-            },
-            None => Next::GiveUp {
-                public: public.clone(),
-                cause: cause.clone(),
-            },
+            Some(delay) => Next::Retry { delay: spread(delay), public: public.clone(), cause: cause.clone() },
+            None => Next::GiveUp { public: public.clone(), cause: cause.clone() },
         };
         match err.verdict() {
             Verdict::Halted if lease.lost.load(Ordering::Relaxed) => Next::Nothing,
             Verdict::Halted if lease.cancelled.load(Ordering::Relaxed) => Next::Stopped,
-            Verdict::Halted if self.stop.is_set() => Next::Snooze {
-                delay: Duration::ZERO,
-                public: "waits for another worker".to_owned(),
-            },
+            Verdict::Halted if self.stop.is_set() => {
+                Next::Snooze { delay: Duration::ZERO, public: "waits for another worker".to_owned() }
+            }
             Verdict::Halted | Verdict::Retry => retry(),
             Verdict::Snooze(delay) => Next::Snooze { delay, public },
             Verdict::GiveUp if RetryPolicy::of(&claim.kind).attempts_max == u32::MAX => retry(),

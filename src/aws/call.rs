@@ -74,10 +74,7 @@ impl Answer {
     /// The root of an answer that must have one.
     pub(super) fn root(self) -> Result<Element, AwsError> {
         let operation = self.operation;
-        self.root.map_err(|error| AwsError::Malformed {
-            operation,
-            what: error.words(),
-        })
+        self.root.map_err(|error| AwsError::Malformed { operation, what: error.words() })
     }
 }
 
@@ -123,9 +120,6 @@ mod tests {
         let body = format!(
             "<VersioningConfiguration xmlns=\"{NAMESPACE}\"><Status>Enabled</Status></VersioningConfiguration>"
         );
-        assert_eq!(
-            call.with_body(body).headers["content-md5"],
-            "QQFYoy/mRYV9PGZUfFi0Bw=="
-        );
+        assert_eq!(call.with_body(body).headers["content-md5"], "QQFYoy/mRYV9PGZUfFi0Bw==");
     }
 }

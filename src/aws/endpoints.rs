@@ -50,19 +50,12 @@ const AWS: Partition = Partition {
 
 /// The partition of a region.
 fn find_partition(region: &str) -> &'static Partition {
-    PARTITIONS
-        .iter()
-        .find(|it| region.starts_with(it.region_prefix))
-        .unwrap_or(&AWS)
+    PARTITIONS.iter().find(|it| region.starts_with(it.region_prefix)).unwrap_or(&AWS)
 }
 
 /// What the host names of a partition end with.
 pub(super) fn dns_suffix(partition: &str) -> &'static str {
-    PARTITIONS
-        .iter()
-        .find(|it| it.name == partition)
-        .unwrap_or(&AWS)
-        .dns_suffix
+    PARTITIONS.iter().find(|it| it.name == partition).unwrap_or(&AWS).dns_suffix
 }
 
 /// Why the settings cannot be used. `Display` names the variable to change.
@@ -109,18 +102,12 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// AWS' own endpoint at `host`.
     fn built_in(host: &str, region: &str) -> Endpoint {
-        Endpoint {
-            base: format!("https://{host}"),
-            region: region.to_owned(),
-            custom: false,
-        }
+        Endpoint { base: format!("https://{host}"), region: region.to_owned(), custom: false }
     }
 
     /// The base without its scheme.
     pub(super) fn location(&self) -> &str {
-        self.base
-            .split_once("://")
-            .map_or(self.base.as_str(), |(_scheme, rest)| rest)
+        self.base.split_once("://").map_or(self.base.as_str(), |(_scheme, rest)| rest)
     }
 
     /// Whether calls go over the wire in the open.
@@ -175,18 +162,12 @@ impl Endpoints {
             sts: pick("AWS_ENDPOINT_URL_STS", chosen.sts, sts)?,
         };
         let on_aws = !(endpoints.s3.custom && endpoints.iam.custom && endpoints.sts.custom);
-        if is_region(region, on_aws) {
-            Ok(endpoints)
-        } else {
-            Err(SettingsError::Region)
-        }
+        if is_region(region, on_aws) { Ok(endpoints) } else { Err(SettingsError::Region) }
     }
 
     /// Whether any call will need a certificate to be verified.
     pub(super) fn need_roots(&self) -> bool {
-        [&self.s3, &self.iam, &self.sts]
-            .iter()
-            .any(|endpoint| !endpoint.is_plain_http())
+        [&self.s3, &self.iam, &self.sts].iter().any(|endpoint| !endpoint.is_plain_http())
     }
 }
 
@@ -216,11 +197,7 @@ fn custom(variable: &'static str, text: &str, region: &str) -> Result<Endpoint, 
         return Err(fault("must not hold a query or fragment"));
     }
     let base = url.as_str().trim_end_matches('/').to_owned();
-    Ok(Endpoint {
-        base,
-        region: region.to_owned(),
-        custom: true,
-    })
+    Ok(Endpoint { base, region: region.to_owned(), custom: true })
 }
 
 #[cfg(test)]
@@ -230,27 +207,9 @@ mod tests {
     #[test]
     fn regions_lead_to_the_endpoints_of_their_partition() {
         let cases = [
-            (
-                "us-east-1",
-                "aws",
-                "s3.us-east-1.amazonaws.com",
-                "iam.amazonaws.com",
-                "us-east-1",
-            ),
-            (
-                "eu-central-1",
-                "aws",
-                "s3.eu-central-1.amazonaws.com",
-                "iam.amazonaws.com",
-                "us-east-1",
-            ),
-            (
-                "xx-test-1",
-                "aws",
-                "s3.xx-test-1.amazonaws.com",
-                "iam.amazonaws.com",
-                "us-east-1",
-            ),
+            ("us-east-1", "aws", "s3.us-east-1.amazonaws.com", "iam.amazonaws.com", "us-east-1"),
+            ("eu-central-1", "aws", "s3.eu-central-1.amazonaws.com", "iam.amazonaws.com", "us-east-1"),
+            ("xx-test-1", "aws", "s3.xx-test-1.amazonaws.com", "iam.amazonaws.com", "us-east-1"),
             (
                 "cn-northwest-1",
                 "aws-cn",
@@ -277,10 +236,7 @@ mod tests {
             let endpoints = Endpoints::choose(region, Chosen::default()).unwrap();
             assert_eq!(endpoints.partition, partition);
             assert_eq!(endpoints.s3.location(), s3);
-            assert_eq!(
-                (endpoints.s3.region.as_str(), endpoints.sts.region.as_str()),
-                (region, region)
-            );
+            assert_eq!((endpoints.s3.region.as_str(), endpoints.sts.region.as_str()), (region, region));
             assert_eq!(endpoints.iam.base, format!("https://{iam}"));
             assert_eq!(endpoints.iam.region, iam_region);
             assert_eq!(endpoints.sts.location(), s3.replacen("s3", "sts", 1));
@@ -290,76 +246,42 @@ mod tests {
 
     #[test]
     fn the_own_url_beats_the_general_one() {
-        let chosen = Chosen {
-            all: Some("http://all:1/"),
-            s3: Some("https://s3.test/p/"),
-            ..Chosen::default()
-        };
+        let chosen =
+            Chosen { all: Some("http://all:1/"), s3: Some("https://s3.test/p/"), ..Chosen::default() };
         let endpoints = Endpoints::choose("garage", chosen).unwrap();
         assert_eq!(endpoints.s3.base, "https://s3.test/p");
         assert_eq!(endpoints.s3.location(), "s3.test/p");
-        assert_eq!(
-            (endpoints.iam.base.as_str(), endpoints.iam.region.as_str()),
-            ("http://all:1", "garage")
-        );
+        assert_eq!((endpoints.iam.base.as_str(), endpoints.iam.region.as_str()), ("http://all:1", "garage"));
         assert!(endpoints.sts.custom && endpoints.sts.is_plain_http() && endpoints.need_roots());
-        let plain = Chosen {
-            all: Some("http://127.0.0.1:4566"),
-            ..Chosen::default()
-        };
+        let plain = Chosen { all: Some("http://127.0.0.1:4566"), ..Chosen::default() };
         assert!(!Endpoints::choose("us-east-1", plain).unwrap().need_roots());
     }
 
     #[test]
     fn what_cannot_work_names_its_variable() {
-        let url = |all| Chosen {
-            all: Some(all),
-            ..Chosen::default()
-        };
+        let url = |all| Chosen { all: Some(all), ..Chosen::default() };
         let cases = [
             ("us-east-1", url("s3.test"), "AWS_ENDPOINT_URL: not a URL"),
-            (
-                "us-east-1",
-                url("ftp://s3.test"),
-                "AWS_ENDPOINT_URL: neither http nor https",
-            ),
+            ("us-east-1", url("ftp://s3.test"), "AWS_ENDPOINT_URL: neither http nor https"),
             (
                 "us-east-1",
                 url("http://u:planted@s3.test"),
                 "AWS_ENDPOINT_URL: must not hold a user or password",
             ),
+            ("us-east-1", url("http://s3.test/?a"), "AWS_ENDPOINT_URL: must not hold a query or fragment"),
             (
                 "us-east-1",
-                url("http://s3.test/?a"),
-                "AWS_ENDPOINT_URL: must not hold a query or fragment",
-            ),
-            (
-                "us-east-1",
-                Chosen {
-                    iam: Some("http://"),
-                    ..Chosen::default()
-                },
+                Chosen { iam: Some("http://"), ..Chosen::default() },
                 "AWS_ENDPOINT_URL_IAM: not a URL",
             ),
             ("", Chosen::default(), "AWS_REGION: not the name of a region"),
-            (
-                "a.evil.test/",
-                Chosen::default(),
-                "AWS_REGION: not the name of a region",
-            ),
+            ("a.evil.test/", Chosen::default(), "AWS_REGION: not the name of a region"),
             (
                 "EU",
-                Chosen {
-                    s3: Some("http://s3.test"),
-                    ..Chosen::default()
-                },
+                Chosen { s3: Some("http://s3.test"), ..Chosen::default() },
                 "AWS_REGION: not the name of a region",
             ),
-            (
-                "a/b",
-                url("http://s3.test"),
-                "AWS_REGION: not the name of a region",
-            ),
+            ("a/b", url("http://s3.test"), "AWS_REGION: not the name of a region"),
         ];
         for (region, chosen, words) in cases {
             assert_eq!(Endpoints::choose(region, chosen).unwrap_err().to_string(), words);

@@ -115,12 +115,7 @@ impl AwsError {
     /// The class that decides about retries.
     pub(super) fn class(&self) -> Class {
         match self {
-            AwsError::Refused {
-                code,
-                status,
-                message,
-                ..
-            } => classify(code, *status, message),
+            AwsError::Refused { code, status, message, .. } => classify(code, *status, message),
             AwsError::Throttled { .. } => Class::Throttle,
             AwsError::Unreachable { .. } => Class::Transient,
             AwsError::Deadline { .. } | AwsError::Malformed { .. } | AwsError::Halted { .. } => {
@@ -133,23 +128,12 @@ impl AwsError {
 impl fmt::Display for AwsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AwsError::Refused {
-                operation,
-                code,
-                status,
-                request_id,
-                message,
-            } => write!(
+            AwsError::Refused { operation, code, status, request_id, message } => write!(
                 f,
                 "refused operation={operation} code={code} status={status} request_id={request_id} \
                  message={message:?}"
             ),
-            AwsError::Throttled {
-                operation,
-                code,
-                status,
-                request_id,
-            } => {
+            AwsError::Throttled { operation, code, status, request_id } => {
                 write!(
                     f,
                     "throttled operation={operation} code={code} status={status} request_id={request_id}"
@@ -223,9 +207,7 @@ const TELLING_MESSAGES: &[(&str, &str, Class)] = &[
 
 /// The class of an answer.
 fn classify(code: &str, status: u16, message: &str) -> Class {
-    let told = TELLING_MESSAGES
-        .iter()
-        .find(|(of, start, _)| *of == code && message.starts_with(start));
+    let told = TELLING_MESSAGES.iter().find(|(of, start, _)| *of == code && message.starts_with(start));
     if let Some((_, _, class)) = told {
         return *class;
     }
@@ -257,31 +239,17 @@ pub(super) fn read_error(
         _ => root.find(&["Error"]),
     });
     let text = |name: &str| error.and_then(|it| it.find_text(&[name])).unwrap_or_default();
-    let in_body = root
-        .as_ref()
-        .and_then(|root| root.find_text(&["RequestId"]))
-        .unwrap_or_default();
+    let in_body = root.as_ref().and_then(|root| root.find_text(&["RequestId"])).unwrap_or_default();
     let code = match clean_word(text("Code")) {
         code if code.is_empty() => format!("Http{status}"),
         code => code,
     };
     let request_id = clean_word(request_id.unwrap_or(in_body));
     match classify(&code, status, text("Message")) {
-        Class::Throttle => AwsError::Throttled {
-            operation,
-            code,
-            status,
-            request_id,
-        },
+        Class::Throttle => AwsError::Throttled { operation, code, status, request_id },
         Class::Transient | Class::Wait | Class::Credentials | Class::Permanent => {
             let message = clean_message(&code, text("Message"));
-            AwsError::Refused {
-                operation,
-                code,
-                status,
-                request_id,
-                message,
-            }
+            AwsError::Refused { operation, code, status, request_id, message }
         }
     }
 }
@@ -290,11 +258,7 @@ pub(super) fn read_error(
 fn clean_word(text: &str) -> String {
     let allowed =
         |it: &char| it.is_ascii_alphanumeric() || matches!(it, '.' | ':' | '-' | '_' | '/' | '+' | '=');
-    text.trim()
-        .chars()
-        .filter(allowed)
-        .take(WORD_CHARACTERS_MAX)
-        .collect()
+    text.trim().chars().filter(allowed).take(WORD_CHARACTERS_MAX).collect()
 }
 
 /// AWS' message as it may be logged.
@@ -306,28 +270,15 @@ fn clean_message(code: &str, message: &str) -> String {
     if matches!(code, "SignatureDoesNotMatch" | "IncompleteSignature") {
         let clock = ["Signature expired", "Signature not yet current"];
         let is_clock = clock.iter().any(|start| message.starts_with(start));
-        return if is_clock {
-            "the clock differs from AWS' clock"
-        } else {
-            "the signature was not accepted"
-        }
-        .into();
+        return if is_clock { "the clock differs from AWS' clock" } else { "the signature was not accepted" }
+            .into();
     }
-    let quotes_request = [
-        "AWS4-HMAC",
-        "X-Amz-Signature",
-        "X-Amz-Security-Token",
-        "Authorization",
-    ];
+    let quotes_request = ["AWS4-HMAC", "X-Amz-Signature", "X-Amz-Security-Token", "Authorization"];
     if quotes_request.iter().any(|it| message.contains(it)) {
         return "the message quotes the request and was left out".into();
     }
     let visible = |it: char| if it.is_control() { ' ' } else { it };
-    message
-        .chars()
-        .take(MESSAGE_CHARACTERS_MAX)
-        .map(visible)
-        .collect()
+    message.chars().take(MESSAGE_CHARACTERS_MAX).map(visible).collect()
 }
 
 /// `None` in place of an error with one of `codes`: for what is content when nothing is there.
@@ -375,10 +326,7 @@ mod tests {
             assert_eq!(error.code(), Some(*code), "{body}");
             assert_eq!(error.class(), *class, "{body}");
             assert_eq!(error.is_transient(), *class != Class::Permanent, "{body}");
-            assert_eq!(
-                matches!(error, AwsError::Throttled { .. }),
-                *class == Class::Throttle
-            );
+            assert_eq!(matches!(error, AwsError::Throttled { .. }), *class == Class::Throttle);
             let shown = error.to_string();
             let start = format!("operation=PutBucketPolicy code={code} status={status} request_id=R1");
             assert!(shown.contains(&start) && !shown.contains('\n'), "{shown}");
@@ -399,11 +347,7 @@ mod tests {
         ];
         for (status, body, code, transient) in cases {
             let error = read_error("ListBuckets", status, Some("from-header"), body.as_bytes());
-            assert_eq!(
-                (error.code(), error.is_transient()),
-                (Some(code), transient),
-                "{status} {body}"
-            );
+            assert_eq!((error.code(), error.is_transient()), (Some(code), transient), "{status} {body}");
             assert!(error.to_string().contains("request_id=from-header"));
         }
     }
@@ -417,42 +361,28 @@ mod tests {
                 "The request signature we calculated planted",
                 "the signature was not accepted",
             ),
-            (
-                "SignatureDoesNotMatch",
-                "Signature expired: planted",
-                "the clock differs from AWS' clock",
-            ),
+            ("SignatureDoesNotMatch", "Signature expired: planted", "the clock differs from AWS' clock"),
             (
                 "SignatureDoesNotMatch",
                 "Signature not yet current: planted",
                 "the clock differs from AWS' clock",
             ),
             ("IncompleteSignature", "planted", "the signature was not accepted"),
-            (
-                "Other",
-                "GET /?X-Amz-Signature=planted",
-                "the message quotes the request and was left out",
-            ),
+            ("Other", "GET /?X-Amz-Signature=planted", "the message quotes the request and was left out"),
             ("Other", "a\r\nb\u{1b}[31m", "a  b [31m"),
             ("Other", &long, &long[..MESSAGE_CHARACTERS_MAX]),
         ];
         for (code, message, expected) in cases {
-            let body = format!(
-                "<Error><Code>{code}</Code><Message>{}</Message></Error>",
-                xml::escape(message)
-            );
+            let body =
+                format!("<Error><Code>{code}</Code><Message>{}</Message></Error>", xml::escape(message));
             let AwsError::Refused { message, .. } = read_error("CreateUser", 403, None, body.as_bytes())
             else {
                 panic!("{code}");
             };
             assert_eq!(message, expected);
         }
-        let planted = read_error(
-            "CreateUser",
-            400,
-            Some("a b\r\n<c>"),
-            b"<Error><Code>A\nB {x}</Code></Error>",
-        );
+        let planted =
+            read_error("CreateUser", 400, Some("a b\r\n<c>"), b"<Error><Code>A\nB {x}</Code></Error>");
         assert!(
             planted
                 .to_string()
@@ -464,15 +394,9 @@ mod tests {
     fn what_never_reached_aws_may_be_tried_again() {
         let operation = "GetUser";
         for error in [
-            AwsError::Unreachable {
-                operation,
-                cause: "connection refused",
-            },
+            AwsError::Unreachable { operation, cause: "connection refused" },
             AwsError::Deadline { operation },
-            AwsError::Malformed {
-                operation,
-                what: "XML is broken",
-            },
+            AwsError::Malformed { operation, what: "XML is broken" },
             AwsError::Halted { operation },
         ] {
             assert!(error.is_transient() && error.code().is_none());

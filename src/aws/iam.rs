@@ -32,12 +32,7 @@ impl User {
     /// Reads `<User>` below a result.
     fn read(operation: &'static str, result: &Element) -> Result<User, AwsError> {
         let arn = result.find_text(&["User", "Arn"]).filter(|arn| !arn.is_empty());
-        let arn = arn
-            .ok_or(AwsError::Malformed {
-                operation,
-                what: "a user without ARN",
-            })?
-            .to_owned();
+        let arn = arn.ok_or(AwsError::Malformed { operation, what: "a user without ARN" })?.to_owned();
         let path = result.find_text(&["User", "Path"]).unwrap_or("/").to_owned();
         Ok(User { arn, path })
     }
@@ -69,17 +64,12 @@ fn owned(text: Option<&str>) -> Option<String> {
 impl Caller<'_> {
     /// IAM as these calls need it.
     fn iam(&self) -> Service<'_> {
-        Service {
-            name: "iam",
-            version: "2010-05-08",
-            endpoint: &self.aws.endpoints.iam,
-        }
+        Service { name: "iam", version: "2010-05-08", endpoint: &self.aws.endpoints.iam }
     }
 
     /// Sends an IAM call whose answer holds nothing.
     fn tell_iam(&self, operation: &'static str, parameters: &[(&str, &str)]) -> Result<(), AwsError> {
-        self.submit(&self.iam(), &Form::new(operation, parameters))
-            .map(drop)
+        self.submit(&self.iam(), &Form::new(operation, parameters)).map(drop)
     }
 
     /// Sends an IAM call that is content when there is nothing to act on.
@@ -131,44 +121,30 @@ impl Caller<'_> {
         policy_name: &str,
         document: &str,
     ) -> Result<(), AwsError> {
-        let parameters = [
-            ("UserName", user),
-            ("PolicyName", policy_name),
-            ("PolicyDocument", document),
-        ];
+        let parameters = [("UserName", user), ("PolicyName", policy_name), ("PolicyDocument", document)];
         self.tell_iam("PutUserPolicy", &parameters)
     }
 
     /// The names of a user's inline policies.
     pub(crate) fn list_user_policies(&self, user: &str) -> Result<Vec<String>, AwsError> {
         let form = Form::new("ListUserPolicies", &[("UserName", user)]);
-        self.list(&self.iam(), &form, "PolicyNames", |member| {
-            owned(Some(&member.text))
-        })
+        self.list(&self.iam(), &form, "PolicyNames", |member| owned(Some(&member.text)))
     }
 
     /// Deletes one inline policy of a user.
     pub(crate) fn delete_user_policy(&self, user: &str, policy_name: &str) -> Result<(), AwsError> {
-        self.remove_in_iam(
-            "DeleteUserPolicy",
-            &[("UserName", user), ("PolicyName", policy_name)],
-        )
+        self.remove_in_iam("DeleteUserPolicy", &[("UserName", user), ("PolicyName", policy_name)])
     }
 
     /// The ARNs of the managed policies attached to a user.
     pub(crate) fn list_attached_user_policies(&self, user: &str) -> Result<Vec<String>, AwsError> {
         let form = Form::new("ListAttachedUserPolicies", &[("UserName", user)]);
-        self.list(&self.iam(), &form, "AttachedPolicies", |member| {
-            owned(member.find_text(&["PolicyArn"]))
-        })
+        self.list(&self.iam(), &form, "AttachedPolicies", |member| owned(member.find_text(&["PolicyArn"])))
     }
 
     /// Takes a managed policy off a user.
     pub(crate) fn detach_user_policy(&self, user: &str, policy_arn: &str) -> Result<(), AwsError> {
-        self.remove_in_iam(
-            "DetachUserPolicy",
-            &[("UserName", user), ("PolicyArn", policy_arn)],
-        )
+        self.remove_in_iam("DetachUserPolicy", &[("UserName", user), ("PolicyArn", policy_arn)])
     }
 
     /// The versions of a managed policy.
@@ -176,19 +152,13 @@ impl Caller<'_> {
         let form = Form::new("ListPolicyVersions", &[("PolicyArn", policy_arn)]);
         self.list(&self.iam(), &form, "Versions", |member| {
             let id = owned(member.find_text(&["VersionId"]))?;
-            Some(PolicyVersion {
-                id,
-                is_default: member.is_true(&["IsDefaultVersion"]),
-            })
+            Some(PolicyVersion { id, is_default: member.is_true(&["IsDefaultVersion"]) })
         })
     }
 
     /// Deletes a version of a managed policy that is not the default one.
     pub(crate) fn delete_policy_version(&self, policy_arn: &str, version: &str) -> Result<(), AwsError> {
-        self.remove_in_iam(
-            "DeletePolicyVersion",
-            &[("PolicyArn", policy_arn), ("VersionId", version)],
-        )
+        self.remove_in_iam("DeletePolicyVersion", &[("PolicyArn", policy_arn), ("VersionId", version)])
     }
 
     /// Deletes a managed policy that is attached to nobody and has one version left.
@@ -204,23 +174,15 @@ impl Caller<'_> {
         let result = self.ask(&self.iam(), &form)?;
         let field = |name| owned(result.find_text(&["AccessKey", name]));
         match (field("AccessKeyId"), field("SecretAccessKey")) {
-            (Some(id), Some(secret)) => Ok(AccessKey {
-                id,
-                secret: Secret::new(secret),
-            }),
-            _ => Err(AwsError::Malformed {
-                operation,
-                what: "a key without id or secret",
-            }),
+            (Some(id), Some(secret)) => Ok(AccessKey { id, secret: Secret::new(secret) }),
+            _ => Err(AwsError::Malformed { operation, what: "a key without id or secret" }),
         }
     }
 
     /// The ids of a user's access keys.
     pub(crate) fn list_access_keys(&self, user: &str) -> Result<Vec<String>, AwsError> {
         let form = Form::new("ListAccessKeys", &[("UserName", user)]);
-        self.list(&self.iam(), &form, "AccessKeyMetadata", |member| {
-            owned(member.find_text(&["AccessKeyId"]))
-        })
+        self.list(&self.iam(), &form, "AccessKeyMetadata", |member| owned(member.find_text(&["AccessKeyId"])))
     }
 
     /// Deletes an access key.
@@ -240,27 +202,17 @@ mod tests {
          <Path>/osb/</Path><Arn>arn:aws:iam::111122223333:user/osb/u</Arn></User></CreateUserResult>\
          </CreateUserResponse>",
     );
-    const EXISTS: Reply = Reply::Answer(
-        409,
-        "<ErrorResponse><Error><Code>EntityAlreadyExists</Code></Error></ErrorResponse>",
-    );
-    const GONE: Reply = Reply::Answer(
-        404,
-        "<ErrorResponse><Error><Code>NoSuchEntity</Code></Error></ErrorResponse>",
-    );
+    const EXISTS: Reply =
+        Reply::Answer(409, "<ErrorResponse><Error><Code>EntityAlreadyExists</Code></Error></ErrorResponse>");
+    const GONE: Reply =
+        Reply::Answer(404, "<ErrorResponse><Error><Code>NoSuchEntity</Code></Error></ErrorResponse>");
 
     #[test]
     fn a_user_is_made_with_path_boundary_and_tags() {
-        let tags = [
-            ("k/1".to_owned(), String::new()),
-            ("k2".to_owned(), "v w".to_owned()),
-        ];
+        let tags = [("k/1".to_owned(), String::new()), ("k2".to_owned(), "v w".to_owned())];
         let make = |caller: Caller<'_>| caller.create_user("u", Some("/osb/"), Some("arn:b"), &tags);
         let stub = Stub::start(&[MADE, EXISTS]);
-        let user = User {
-            arn: "arn:aws:iam::111122223333:user/osb/u".into(),
-            path: "/osb/".into(),
-        };
+        let user = User { arn: "arn:aws:iam::111122223333:user/osb/u".into(), path: "/osb/".into() };
         assert_eq!(call(stub.port, 9, make), Ok(Some(user)));
         assert_eq!(call(stub.port, 9, make), Ok(None));
         let form = "UserName=u&Path=%2Fosb%2F&PermissionsBoundary=arn%3Ab&Tags.member.1.Key=k%2F1\

@@ -95,12 +95,7 @@ impl Aws {
             return Err(SettingsError::NoRoots);
         }
         let agent = build_agent(&settings);
-        Ok(Aws {
-            agent,
-            region: settings.region,
-            endpoints,
-            call_deadline: settings.call_deadline,
-        })
+        Ok(Aws { agent, region: settings.region, endpoints, call_deadline: settings.call_deadline })
     }
 
     /// The region of all buckets.
@@ -120,29 +115,19 @@ impl Aws {
 
     /// The endpoint of S3, if it is not AWS' own.
     pub(crate) fn s3_endpoint(&self) -> Option<&str> {
-        Some(&self.endpoints.s3)
-            .filter(|it| it.custom)
-            .map(|it| it.base.as_str())
+        Some(&self.endpoints.s3).filter(|it| it.custom).map(|it| it.base.as_str())
     }
 
     /// Binds a key and a permit to the calls that follow.
     pub(crate) fn caller<'a>(&'a self, credentials: &'a Credentials, permit: &'a dyn Permit) -> Caller<'a> {
-        Caller {
-            aws: self,
-            credentials,
-            permit,
-            owner: None,
-        }
+        Caller { aws: self, credentials, permit, owner: None }
     }
 }
 
 /// The agent: no proxy, no redirects, statuses are answers, only the given certificates are trusted.
 fn build_agent(settings: &Settings) -> ureq::Agent {
-    let roots: Vec<Certificate<'static>> = settings
-        .roots
-        .iter()
-        .map(|root| Certificate::from_der(root).to_owned())
-        .collect();
+    let roots: Vec<Certificate<'static>> =
+        settings.roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
     let tls = TlsConfig::builder()
         .unversioned_rustls_crypto_provider(tls::provider())
         .root_certs(RootCerts::new_with_certs(&roots))
@@ -184,10 +169,7 @@ impl<'a> Caller<'a> {
     /// The same caller, whose calls about what is in a bucket, and DeleteBucket, are refused by AWS when the
     /// bucket belongs to another account.
     pub(crate) fn expecting_owner(self, account: Option<&'a str>) -> Caller<'a> {
-        Caller {
-            owner: account,
-            ..self
-        }
+        Caller { owner: account, ..self }
     }
 }
 
@@ -214,27 +196,14 @@ mod tests {
             ("eu-central-1", None, "b-1", "b-1.s3.eu-central-1.amazonaws.com"),
             ("cn-north-1", None, "b-1", "b-1.s3.cn-north-1.amazonaws.com.cn"),
             ("us-east-1", None, "b.1", "s3.us-east-1.amazonaws.com/b.1"),
-            (
-                "us-east-1",
-                Some("http://localhost:9000/"),
-                "b-1",
-                "localhost:9000/b-1",
-            ),
-            (
-                "us-east-1",
-                Some("https://store.test/s3"),
-                "b-1",
-                "store.test/s3/b-1",
-            ),
+            ("us-east-1", Some("http://localhost:9000/"), "b-1", "localhost:9000/b-1"),
+            ("us-east-1", Some("https://store.test/s3"), "b-1", "store.test/s3/b-1"),
         ];
         for (region, s3, bucket, location) in cases {
             let aws = Aws::new(settings(region, s3)).unwrap();
             assert_eq!(aws.bucket_location(bucket), location);
             assert_eq!(aws.s3_endpoint(), s3.map(|url| url.trim_end_matches('/')));
-            assert_eq!(
-                aws.s3_is_plain_http(),
-                s3.is_some_and(|url| url.starts_with("http:"))
-            );
+            assert_eq!(aws.s3_is_plain_http(), s3.is_some_and(|url| url.starts_with("http:")));
             assert_eq!(aws.region(), region);
         }
     }

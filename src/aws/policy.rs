@@ -120,11 +120,7 @@ impl KmsKey {
                 via_service,
             });
         }
-        let id = if text.starts_with("arn:") {
-            name.strip_prefix("key/").unwrap_or_default()
-        } else {
-            name
-        };
+        let id = if text.starts_with("arn:") { name.strip_prefix("key/").unwrap_or_default() } else { name };
         if !is_word(id) {
             return Err(KmsKeyError::Form);
         }
@@ -145,10 +141,7 @@ impl KmsKey {
     fn statement(&self) -> Value {
         let mut condition = json!({ "StringEquals": { "kms:ViaService": self.via_service } });
         if let (Some(alias), Some(conditions)) = (&self.alias, condition.as_object_mut()) {
-            conditions.insert(
-                "ForAnyValue:StringEquals".into(),
-                json!({ "kms:ResourceAliases": alias }),
-            );
+            conditions.insert("ForAnyValue:StringEquals".into(), json!({ "kms:ResourceAliases": alias }));
         }
         json!({ "Effect": "Allow", "Action": KEY_ACTIONS, "Resource": self.resource, "Condition": condition })
     }
@@ -187,10 +180,7 @@ pub(crate) fn tls_only_bucket_policy(partition: &str, bucket: &str) -> String {
 /// (combining marks), other stores take fewer, and one refused character would fail the whole provision.
 pub(crate) fn tag_value(text: &str) -> String {
     let allowed = |it: char| it.is_ascii_alphanumeric() || " +-=._:/@".contains(it);
-    text.chars()
-        .take(TAG_VALUE_CHARACTERS_MAX)
-        .map(|it| if allowed(it) { it } else { '_' })
-        .collect()
+    text.chars().take(TAG_VALUE_CHARACTERS_MAX).map(|it| if allowed(it) { it } else { '_' }).collect()
 }
 
 #[cfg(test)]
@@ -204,25 +194,15 @@ mod tests {
     fn the_longest_policy_fits() {
         let bucket = "b".repeat(63);
         let account = "RGW12345678901234567"; // longer than an account of AWS
-        let names = [
-            "mrk-1234567890abcdef1234567890abcdef".to_owned(),
-            format!("alias/{}", "a".repeat(250)),
-        ];
-        let places = [
-            ("aws-iso-f", "us-isof-south-1"),
-            ("aws-iso-b", "us-isob-east-1"),
-            ("aws-cn", "cn-northwest-1"),
-        ];
+        let names = ["mrk-1234567890abcdef1234567890abcdef".to_owned(), format!("alias/{}", "a".repeat(250))];
+        let places =
+            [("aws-iso-f", "us-isof-south-1"), ("aws-iso-b", "us-isob-east-1"), ("aws-cn", "cn-northwest-1")];
         for (partition, region) in places {
             for name in &names {
                 for account in [None, Some(account)] {
                     let key = KmsKey::parse(name, partition, region, account).unwrap();
                     let policy = tenant_policy(partition, &bucket, Some(&key));
-                    assert!(
-                        policy.len() < INLINE_POLICY_CHARACTERS_MAX,
-                        "{}: {policy}",
-                        policy.len()
-                    );
+                    assert!(policy.len() < INLINE_POLICY_CHARACTERS_MAX, "{}: {policy}", policy.len());
                     assert!(!policy.contains(['\n', ' ']), "{policy}");
                 }
             }
@@ -263,32 +243,19 @@ mod tests {
             (key, None, key, key, None),
             (key, Some("444455556666"), key, key, None),
             ("1234abcd-12ab", mine, key, key, None),
-            (
-                "1234abcd-12ab",
-                None,
-                "1234abcd-12ab",
-                "arn:aws:kms:eu-central-1:*:key/1234abcd-12ab",
-                None,
-            ),
+            ("1234abcd-12ab", None, "1234abcd-12ab", "arn:aws:kms:eu-central-1:*:key/1234abcd-12ab", None),
             (alias, None, alias, all, Some("alias/a_b/c")),
             ("alias/a_b/c", mine, alias, all, Some("alias/a_b/c")),
             ("alias/a_b/c", None, "alias/a_b/c", any, Some("alias/a_b/c")),
         ];
         for (text, account, sent, resource, alias) in cases {
             let key = KmsKey::parse(text, "aws", "eu-central-1", account).unwrap();
-            assert_eq!(
-                (key.master_key_id(), key.resource.as_str()),
-                (sent, resource),
-                "{text}"
-            );
+            assert_eq!((key.master_key_id(), key.resource.as_str()), (sent, resource), "{text}");
             let policy: Value = serde_json::from_str(&tenant_policy("aws", "b", Some(&key))).unwrap();
             let statement = &policy["Statement"][2];
             assert_eq!(statement["Resource"], resource);
             let condition = &statement["Condition"];
-            assert_eq!(
-                condition["StringEquals"]["kms:ViaService"],
-                "s3.eu-central-1.amazonaws.com"
-            );
+            assert_eq!(condition["StringEquals"]["kms:ViaService"], "s3.eu-central-1.amazonaws.com");
             let aliases = &condition["ForAnyValue:StringEquals"]["kms:ResourceAliases"];
             assert_eq!(aliases.as_str(), alias, "{text}");
         }
@@ -309,21 +276,11 @@ mod tests {
             ("arn:aws:kms:eu-central-1:111122223333:1234", KmsKeyError::Form),
             ("arn:aws:kms:eu-central-1:*:key/1234", KmsKeyError::Form),
             ("arn:aws:s3:::b", KmsKeyError::Form),
-            (
-                "arn:aws:kms:us-east-1:111122223333:key/1234",
-                KmsKeyError::Elsewhere,
-            ),
-            (
-                "arn:aws-cn:kms:eu-central-1:111122223333:key/1234",
-                KmsKeyError::Elsewhere,
-            ),
+            ("arn:aws:kms:us-east-1:111122223333:key/1234", KmsKeyError::Elsewhere),
+            ("arn:aws-cn:kms:eu-central-1:111122223333:key/1234", KmsKeyError::Elsewhere),
         ];
         for (text, error) in cases {
-            assert_eq!(
-                KmsKey::parse(text, "aws", "eu-central-1", None),
-                Err(error),
-                "{text}"
-            );
+            assert_eq!(KmsKey::parse(text, "aws", "eu-central-1", None), Err(error), "{text}");
         }
     }
 
@@ -332,28 +289,18 @@ mod tests {
         let policy: Value = serde_json::from_str(&tls_only_bucket_policy("aws-cn", "b")).unwrap();
         let statement = &policy["Statement"][0];
         assert_eq!(statement["Effect"], "Deny");
-        assert_eq!(
-            statement["Resource"],
-            json!(["arn:aws-cn:s3:::b", "arn:aws-cn:s3:::b/*"])
-        );
+        assert_eq!(statement["Resource"], json!(["arn:aws-cn:s3:::b", "arn:aws-cn:s3:::b/*"]));
         assert_eq!(statement["Condition"]["Bool"]["aws:SecureTransport"], "false");
         assert_eq!(policy["Statement"].as_array().unwrap().len(), 1);
     }
 
     #[test]
     fn tag_values_are_made_to_fit() {
-        let cases = [
-            ("a b+-=._:/@9", "a b+-=._:/@9"),
-            ("<x>\n\"&;,", "_x______"),
-            ("Zürich", "Z_rich"),
-            ("", ""),
-        ];
+        let cases =
+            [("a b+-=._:/@9", "a b+-=._:/@9"), ("<x>\n\"&;,", "_x______"), ("Zürich", "Z_rich"), ("", "")];
         for (text, expected) in cases {
             assert_eq!(tag_value(text), expected);
         }
-        assert_eq!(
-            tag_value(&"é".repeat(300)).chars().count(),
-            TAG_VALUE_CHARACTERS_MAX
-        );
+        assert_eq!(tag_value(&"é".repeat(300)).chars().count(), TAG_VALUE_CHARACTERS_MAX);
     }
 }

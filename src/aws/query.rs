@@ -50,14 +50,11 @@ pub(super) struct Form {
 impl Form {
     /// A form for an operation that is safe to repeat.
     pub(super) fn new(operation: &'static str, parameters: &[(&str, &str)]) -> Form {
-        parameters.iter().fold(
-            Form {
-                operation,
-                parameters: Vec::new(),
-                repeatable: true,
-            },
-            |form, (name, value)| form.with(*name, *value),
-        )
+        parameters
+            .iter()
+            .fold(Form { operation, parameters: Vec::new(), repeatable: true }, |form, (name, value)| {
+                form.with(*name, *value)
+            })
     }
 
     /// Adds a parameter.
@@ -68,10 +65,7 @@ impl Form {
 
     /// The same form, sent once only.
     pub(super) fn only_once(self) -> Form {
-        Form {
-            repeatable: false,
-            ..self
-        }
+        Form { repeatable: false, ..self }
     }
 }
 
@@ -79,17 +73,10 @@ impl Caller<'_> {
     /// Sends a form.
     pub(super) fn submit(&self, service: &Service<'_>, form: &Form) -> Result<Answer, AwsError> {
         let operation = form.operation;
-        let url = Url::parse(&format!("{}/", service.endpoint.base)).map_err(|_| AwsError::Malformed {
-            operation,
-            what: "the endpoint is not a URL",
-        })?;
-        let named = form
-            .parameters
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()));
-        let pairs = [("Action", operation), ("Version", service.version)]
-            .into_iter()
-            .chain(named);
+        let url = Url::parse(&format!("{}/", service.endpoint.base))
+            .map_err(|_| AwsError::Malformed { operation, what: "the endpoint is not a URL" })?;
+        let named = form.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let pairs = [("Action", operation), ("Version", service.version)].into_iter().chain(named);
         self.send(&Call {
             operation,
             method: Method::Post,
@@ -98,9 +85,7 @@ impl Caller<'_> {
             headers: BTreeMap::from([("content-type", FORM.to_owned())]),
             body: Some(sigv4::encode_pairs(pairs)),
             region: &service.endpoint.region,
-            signing: Signing::Header {
-                service: service.name,
-            },
+            signing: Signing::Header { service: service.name },
             repeatable: form.repeatable,
         })
     }
@@ -110,10 +95,7 @@ impl Caller<'_> {
         let operation = form.operation;
         let root = self.submit(service, form)?.root()?;
         root.into_child(&format!("{operation}Result"))
-            .ok_or(AwsError::Malformed {
-                operation,
-                what: "no result in the answer",
-            })
+            .ok_or(AwsError::Malformed { operation, what: "no result in the answer" })
     }
 
     /// All members of the list called `name`, page by page; empty where AWS knows no such user or policy.
@@ -131,44 +113,27 @@ impl Caller<'_> {
             let Some(page) = none_if(self.ask(service, &page_form), &["NoSuchEntity"])? else {
                 return Ok(items);
             };
-            let members = page
-                .find(&[name])
-                .into_iter()
-                .flat_map(|list| list.children("member"));
+            let members = page.find(&[name]).into_iter().flat_map(|list| list.children("member"));
             for member in members {
-                let item = read(member).ok_or(AwsError::Malformed {
-                    operation,
-                    what: "a list item lacks a field",
-                })?;
+                let item = read(member)
+                    .ok_or(AwsError::Malformed { operation, what: "a list item lacks a field" })?;
                 items.push(item);
             }
             // The number of items says nothing: IAM may return short pages.
             if !page.is_true(&["IsTruncated"]) {
                 return Ok(items);
             }
-            page_form = form
-                .clone()
-                .with("Marker", page.find_text(&["Marker"]).unwrap_or_default());
+            page_form = form.clone().with("Marker", page.find_text(&["Marker"]).unwrap_or_default());
         }
-        Err(AwsError::Malformed {
-            operation,
-            what: "the list does not end",
-        })
+        Err(AwsError::Malformed { operation, what: "the list does not end" })
     }
 }
 
 /// Signs a form in its `Authorization` header.
 pub(super) fn sign(call: &Call<'_>, service: &str, credentials: &Credentials, now: Timestamp) -> Signed {
     let mut headers = call.headers.clone();
-    headers.insert(
-        "host",
-        call.url[Position::BeforeHost..Position::AfterPort].to_owned(),
-    );
-    let query: Vec<(&str, &str)> = call
-        .query
-        .iter()
-        .map(|(name, value)| (*name, value.as_str()))
-        .collect();
+    headers.insert("host", call.url[Position::BeforeHost..Position::AfterPort].to_owned());
+    let query: Vec<(&str, &str)> = call.query.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let request = Unsigned {
         method: call.method.to_str(),
         path: call.url.path(),
@@ -176,20 +141,9 @@ pub(super) fn sign(call: &Call<'_>, service: &str, credentials: &Credentials, no
         headers,
         body: call.body.as_deref().unwrap_or_default().as_bytes(),
     };
-    let mut headers = sigv4::authorize(
-        request,
-        &Scope {
-            region: call.region,
-            service,
-        },
-        credentials,
-        now,
-    );
+    let mut headers = sigv4::authorize(request, &Scope { region: call.region, service }, credentials, now);
     headers.remove("host"); // the agent writes the same one from the URL
-    Signed {
-        url: call.url.to_string(),
-        headers,
-    }
+    Signed { url: call.url.to_string(), headers }
 }
 
 #[cfg(test)]
@@ -207,10 +161,8 @@ mod tests {
         "<ListUserPoliciesResponse><ListUserPoliciesResult><PolicyNames><member>two</member></PolicyNames>\
          <IsTruncated>false</IsTruncated></ListUserPoliciesResult></ListUserPoliciesResponse>",
     );
-    const GONE: Reply = Reply::Answer(
-        404,
-        "<ErrorResponse><Error><Code>NoSuchEntity</Code></Error></ErrorResponse>",
-    );
+    const GONE: Reply =
+        Reply::Answer(404, "<ErrorResponse><Error><Code>NoSuchEntity</Code></Error></ErrorResponse>");
 
     #[test]
     fn lists_are_read_to_their_end() {
@@ -246,10 +198,7 @@ mod tests {
         let request = stub.requests().remove(0);
         let lower = request.to_lowercase();
         assert!(request.starts_with("POST / HTTP/1.1\r\n"), "{request}");
-        assert!(
-            lower.contains(&format!("\r\nhost: 127.0.0.1:{}\r\n", stub.port)),
-            "{request}"
-        );
+        assert!(lower.contains(&format!("\r\nhost: 127.0.0.1:{}\r\n", stub.port)), "{request}");
         assert_eq!(lower.matches("\r\nhost:").count(), 1, "{request}");
         assert!(
             request.contains("SignedHeaders=content-type;host;x-amz-date;x-amz-security-token,"),

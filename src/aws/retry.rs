@@ -35,14 +35,8 @@ impl RetryPolicy {
     /// one, which certainly did nothing, is sent again.
     pub(super) const fn of(class: Class, repeatable: bool) -> Option<RetryPolicy> {
         match class {
-            Class::Throttle => Some(RetryPolicy {
-                attempts_max: 6,
-                delay_ms_first: 1_000,
-            }),
-            Class::Transient if repeatable => Some(RetryPolicy {
-                attempts_max: 3,
-                delay_ms_first: 50,
-            }),
+            Class::Throttle => Some(RetryPolicy { attempts_max: 6, delay_ms_first: 1_000 }),
+            Class::Transient if repeatable => Some(RetryPolicy { attempts_max: 3, delay_ms_first: 50 }),
             Class::Transient | Class::Wait | Class::Credentials | Class::Permanent => None,
         }
     }
@@ -52,9 +46,7 @@ impl RetryPolicy {
         if attempt >= self.attempts_max {
             return None;
         }
-        let doubled = self
-            .delay_ms_first
-            .saturating_mul(2_u64.saturating_pow(attempt.saturating_sub(1)));
+        let doubled = self.delay_ms_first.saturating_mul(2_u64.saturating_pow(attempt.saturating_sub(1)));
         let delay_ms = random % (doubled.min(DELAY_MS_MAX) + 1);
         Some(Duration::from_millis(match asked {
             Asked::Nothing => delay_ms,
@@ -98,9 +90,7 @@ impl Asked {
 /// A random number. Without a source of randomness the pauses are merely not random.
 pub(super) fn random() -> u64 {
     let mut bytes = [0; 8];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_or(u64::MAX, |()| u64::from_le_bytes(bytes))
+    SystemRandom::new().fill(&mut bytes).map_or(u64::MAX, |()| u64::from_le_bytes(bytes))
 }
 
 #[cfg(test)]
@@ -121,9 +111,7 @@ mod tests {
         assert_eq!(longest(Class::Throttle), [1_000, 2_000, 4_000, 8_000, 16_000]);
         let policy = RetryPolicy::of(Class::Throttle, true).unwrap();
         for seed in 0..1_000 {
-            let delay = policy
-                .delay_after(5, Asked::Nothing, random().wrapping_add(seed))
-                .unwrap();
+            let delay = policy.delay_after(5, Asked::Nothing, random().wrapping_add(seed)).unwrap();
             assert!(delay <= Duration::from_millis(16_000));
         }
     }
@@ -140,11 +128,7 @@ mod tests {
             (Class::Permanent, true, false),
         ];
         for (class, repeatable, again) in cases {
-            assert_eq!(
-                RetryPolicy::of(class, repeatable).is_some(),
-                again,
-                "{class:?} {repeatable}"
-            );
+            assert_eq!(RetryPolicy::of(class, repeatable).is_some(), again, "{class:?} {repeatable}");
         }
     }
 
@@ -161,14 +145,8 @@ mod tests {
             (503, None, Some("Wed, 21 Oct 2015 07:28:00 GMT"), 10),
         ];
         for (status, amz, plain, expected_ms) in cases {
-            let delay = policy
-                .delay_after(1, Asked::read(status, amz, plain), 10)
-                .unwrap();
-            assert_eq!(
-                delay,
-                Duration::from_millis(expected_ms),
-                "{status} {amz:?} {plain:?}"
-            );
+            let delay = policy.delay_after(1, Asked::read(status, amz, plain), 10).unwrap();
+            assert_eq!(delay, Duration::from_millis(expected_ms), "{status} {amz:?} {plain:?}");
         }
     }
 }

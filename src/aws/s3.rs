@@ -44,8 +44,7 @@ impl Aws {
     /// Where tenants find a bucket: host, and path where the endpoint has buckets there. No scheme.
     pub(crate) fn bucket_location(&self, bucket: &str) -> String {
         let base = bucket_base(&self.endpoints.s3, bucket);
-        base.split_once("://")
-            .map_or(base.clone(), |(_scheme, rest)| rest.to_owned())
+        base.split_once("://").map_or(base.clone(), |(_scheme, rest)| rest.to_owned())
     }
 }
 
@@ -68,10 +67,7 @@ fn write_url(endpoint: &Endpoint, bucket: &str, key: Option<&str>) -> Option<Url
     }
     let base = bucket_base(endpoint, bucket);
     let text = match key {
-        Some(key) => format!(
-            "{base}/{}",
-            key.split('/').map(sigv4::encode).collect::<Vec<_>>().join("/")
-        ),
+        Some(key) => format!("{base}/{}", key.split('/').map(sigv4::encode).collect::<Vec<_>>().join("/")),
         None if endpoint.custom => base,
         None => format!("{base}/"),
     };
@@ -92,10 +88,7 @@ pub(super) fn sign(call: &Call<'_>, credentials: &Credentials, now: Timestamp) -
         call.query.iter().map(|(name, value)| (*name, value.as_str())),
         call.headers.iter().map(|(name, value)| (*name, value.as_str())),
     );
-    Signed {
-        url: url.into(),
-        headers: call.headers.clone(),
-    }
+    Signed { url: url.into(), headers: call.headers.clone() }
 }
 
 impl<'a> Caller<'a> {
@@ -106,10 +99,8 @@ impl<'a> Caller<'a> {
         method: Method,
         bucket: &str,
     ) -> Result<Call<'a>, AwsError> {
-        let url = write_url(&self.aws.endpoints.s3, bucket, None).ok_or(AwsError::Malformed {
-            operation,
-            what: "the bucket's name fits in no URL",
-        })?;
+        let url = write_url(&self.aws.endpoints.s3, bucket, None)
+            .ok_or(AwsError::Malformed { operation, what: "the bucket's name fits in no URL" })?;
         Ok(self.about(operation, method, url))
     }
 
@@ -150,13 +141,7 @@ impl<'a> Caller<'a> {
                  </LocationConstraint></CreateBucketConfiguration>"
             ),
         };
-        let created = none_if(
-            self.send(&Call {
-                body: Some(body),
-                ..call
-            }),
-            &["BucketAlreadyOwnedByYou"],
-        );
+        let created = none_if(self.send(&Call { body: Some(body), ..call }), &["BucketAlreadyOwnedByYou"]);
         Ok(match none_if(created, &["BucketAlreadyExists"])? {
             Some(_made_or_ours_before) => BucketCreation::Ours,
             None => BucketCreation::TakenByAnother,
@@ -188,11 +173,8 @@ impl<'a> Caller<'a> {
     /// Stores that know neither `prefix` nor pages answer with all buckets at once, which is as good.
     pub(crate) fn owns_bucket(&self, bucket: &str) -> Result<bool, AwsError> {
         let operation = "ListBuckets";
-        let url =
-            Url::parse(&format!("{}/", self.aws.endpoints.s3.base)).map_err(|_| AwsError::Malformed {
-                operation,
-                what: "the endpoint is not a URL",
-            })?;
+        let url = Url::parse(&format!("{}/", self.aws.endpoints.s3.base))
+            .map_err(|_| AwsError::Malformed { operation, what: "the endpoint is not a URL" })?;
         let mut next = None;
         for _ in 0..PAGES_MAX {
             let mut call = self
@@ -204,30 +186,18 @@ impl<'a> Caller<'a> {
             }
             let root = self.send(&call)?.root()?;
             if root.name != "ListAllMyBucketsResult" {
-                return Err(AwsError::Malformed {
-                    operation,
-                    what: "not a list of buckets",
-                });
+                return Err(AwsError::Malformed { operation, what: "not a list of buckets" });
             }
-            let mut found = root
-                .find(&["Buckets"])
-                .into_iter()
-                .flat_map(|list| list.children("Bucket"));
+            let mut found = root.find(&["Buckets"]).into_iter().flat_map(|list| list.children("Bucket"));
             if found.any(|it| it.find_text(&["Name"]) == Some(bucket)) {
                 return Ok(true);
             }
-            match root
-                .find_text(&["ContinuationToken"])
-                .filter(|token| !token.is_empty())
-            {
+            match root.find_text(&["ContinuationToken"]).filter(|token| !token.is_empty()) {
                 Some(token) => next = Some(token.to_owned()),
                 None => return Ok(false),
             }
         }
-        Err(AwsError::Malformed {
-            operation,
-            what: "the list does not end",
-        })
+        Err(AwsError::Malformed { operation, what: "the list does not end" })
     }
 
     /// Adds the account that the bucket must belong to, if the caller knows it.
@@ -246,11 +216,7 @@ mod tests {
     use crate::config::Secret;
 
     fn endpoint(base: &str, custom: bool) -> Endpoint {
-        Endpoint {
-            base: base.into(),
-            region: "us-east-1".into(),
-            custom,
-        }
+        Endpoint { base: base.into(), region: "us-east-1".into(), custom }
     }
 
     #[test]
@@ -294,10 +260,7 @@ mod tests {
                       query: &[(&'static str, &str)],
                       headers: &[(&'static str, &str)]| {
             let owned = |pairs: &[(&'static str, &str)]| -> BTreeMap<&'static str, String> {
-                pairs
-                    .iter()
-                    .map(|(name, value)| (*name, (*value).to_owned()))
-                    .collect()
+                pairs.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
             };
             let call = Call {
                 operation: "Test",
@@ -357,10 +320,7 @@ mod tests {
         ];
         for (script, expected) in cases {
             let stub = Stub::start(script);
-            assert_eq!(
-                call(stub.port, 9, |caller| caller.create_bucket("b")).unwrap(),
-                expected
-            );
+            assert_eq!(call(stub.port, 9, |caller| caller.create_bucket("b")).unwrap(), expected);
             let body = "<LocationConstraint>eu-west-1</LocationConstraint></CreateBucketConfiguration>";
             assert!(stub.requests().remove(0).ends_with(body));
         }
@@ -378,14 +338,8 @@ mod tests {
         let requests = stub.requests();
         assert_eq!(requests.len(), 3);
         for request in requests {
-            assert!(
-                request.contains("\r\nx-amz-expected-bucket-owner: 111122223333\r\n"),
-                "{request}"
-            );
-            assert!(
-                request.contains("X-Amz-SignedHeaders=host%3Bx-amz-expected-bucket-owner"),
-                "{request}"
-            );
+            assert!(request.contains("\r\nx-amz-expected-bucket-owner: 111122223333\r\n"), "{request}");
+            assert!(request.contains("X-Amz-SignedHeaders=host%3Bx-amz-expected-bucket-owner"), "{request}");
         }
     }
 
@@ -402,10 +356,7 @@ mod tests {
         );
         for (bucket, owned, pages) in [("b-1", true, 1), ("b-2", true, 2), ("b", false, 2)] {
             let stub = Stub::start(&[FIRST, LAST]);
-            assert_eq!(
-                call(stub.port, 9, |caller| caller.owns_bucket(bucket)).unwrap(),
-                owned
-            );
+            assert_eq!(call(stub.port, 9, |caller| caller.owns_bucket(bucket)).unwrap(), owned);
             assert_eq!(stub.requests().len(), pages);
         }
     }

@@ -99,11 +99,7 @@ fn write_tags(tags: &[(String, String)]) -> String {
     let tags: String = tags
         .iter()
         .map(|(key, value)| {
-            format!(
-                "<Tag><Key>{}</Key><Value>{}</Value></Tag>",
-                xml::escape(key),
-                xml::escape(value)
-            )
+            format!("<Tag><Key>{}</Key><Value>{}</Value></Tag>", xml::escape(key), xml::escape(value))
         })
         .collect();
     format!("<Tagging xmlns=\"{NAMESPACE}\"><TagSet>{tags}</TagSet></Tagging>")
@@ -161,12 +157,7 @@ impl Caller<'_> {
 
     /// Encrypts new objects with KMS: with the given key, else with AWS' own.
     pub(crate) fn put_bucket_encryption(&self, bucket: &str, kms_key: Option<&str>) -> Result<(), AwsError> {
-        self.put_setting(
-            "PutBucketEncryption",
-            bucket,
-            "encryption",
-            write_encryption(kms_key),
-        )
+        self.put_setting("PutBucketEncryption", bucket, "encryption", write_encryption(kms_key))
     }
 
     /// The bucket's default encryption.
@@ -175,9 +166,7 @@ impl Caller<'_> {
         let root = self.read_setting("GetBucketEncryption", bucket, "encryption", none_codes)?;
         Ok(root.and_then(|root| {
             let default = root.find(&["Rule", "ApplyServerSideEncryptionByDefault"])?;
-            let kms_key = default
-                .find_text(&["KMSMasterKeyID"])
-                .filter(|key| !key.is_empty());
+            let kms_key = default.find_text(&["KMSMasterKeyID"]).filter(|key| !key.is_empty());
             Some(Encryption {
                 algorithm: default.find_text(&["SSEAlgorithm"])?.to_owned(),
                 kms_key: kms_key.map(str::to_owned),
@@ -242,10 +231,7 @@ mod tests {
         let end = "<NoncurrentVersionExpiration><NoncurrentDays>180</NoncurrentDays></NoncurrentVersionExpiration>\
             <AbortIncompleteMultipartUpload><DaysAfterInitiation>7</DaysAfterInitiation>\
             </AbortIncompleteMultipartUpload></Rule></LifecycleConfiguration>";
-        assert_eq!(
-            write_lifecycle(Some("STANDARD_IA")),
-            format!("{start}{moves}{end}")
-        );
+        assert_eq!(write_lifecycle(Some("STANDARD_IA")), format!("{start}{moves}{end}"));
         assert_eq!(write_lifecycle(None), format!("{start}{end}"));
         let encryption = |key: &str| {
             format!(
@@ -266,10 +252,7 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        for (class, moves_to) in [
-            (Some("STANDARD_IA"), Some("STANDARD_IA".to_owned())),
-            (None, None),
-        ] {
+        for (class, moves_to) in [(Some("STANDARD_IA"), Some("STANDARD_IA".to_owned())), (None, None)] {
             let root = xml::read(write_lifecycle(class).as_bytes()).unwrap();
             let rules: Vec<LifecycleRule> = root.children("Rule").map(LifecycleRule::read).collect();
             let expected = LifecycleRule {

@@ -81,8 +81,7 @@ fn read_key(text: &str, encoded: bool) -> Option<String> {
 
 /// Whether a listing's keys are encoded.
 fn is_encoded(root: &Element) -> bool {
-    root.find_text(&["EncodingType"])
-        .is_some_and(|text| text.trim() == "url")
+    root.find_text(&["EncodingType"]).is_some_and(|text| text.trim() == "url")
 }
 
 /// Reads a page of versions; `None` when an item lacks its key.
@@ -90,19 +89,13 @@ fn read_versions(root: &Element) -> Option<VersionPage> {
     let encoded = is_encoded(root);
     let items = root.children("Version").chain(root.children("DeleteMarker"));
     let objects = items.map(|item| {
-        let version_id = item
-            .find_text(&["VersionId"])
-            .filter(|id| !id.is_empty())
-            .unwrap_or("null");
+        let version_id = item.find_text(&["VersionId"]).filter(|id| !id.is_empty()).unwrap_or("null");
         Some(ObjectVersion {
             key: read_key(item.find_text(&["Key"])?, encoded)?,
             version_id: version_id.to_owned(),
         })
     });
-    Some(VersionPage {
-        objects: objects.collect::<Option<_>>()?,
-        truncated: root.is_true(&["IsTruncated"]),
-    })
+    Some(VersionPage { objects: objects.collect::<Option<_>>()?, truncated: root.is_true(&["IsTruncated"]) })
 }
 
 /// Reads a page of uploads; `None` when an item lacks its key or id.
@@ -161,10 +154,7 @@ impl Caller<'_> {
         // A store that does not know the listing answers with another one; "empty" would be wrong.
         match root.name == root_name {
             true => Ok(Some(root)),
-            false => Err(AwsError::Malformed {
-                operation,
-                what: "not the listing that was asked for",
-            }),
+            false => Err(AwsError::Malformed { operation, what: "not the listing that was asked for" }),
         }
     }
 
@@ -173,10 +163,7 @@ impl Caller<'_> {
     pub(crate) fn list_object_versions(&self, bucket: &str) -> Result<Option<VersionPage>, AwsError> {
         let operation = "ListObjectVersions";
         let root = self.list_in_bucket(operation, bucket, ("versions", "max-keys"), "ListVersionsResult")?;
-        let broken = AwsError::Malformed {
-            operation,
-            what: "a version lacks a readable key",
-        };
+        let broken = AwsError::Malformed { operation, what: "a version lacks a readable key" };
         root.map(|root| read_versions(&root).ok_or(broken)).transpose()
     }
 
@@ -191,10 +178,7 @@ impl Caller<'_> {
     ) -> Result<Vec<ObjectError>, AwsError> {
         if objects.len() > PAGE_MAX {
             let what = "more objects than S3 takes";
-            return Err(AwsError::Malformed {
-                operation: "DeleteObjects",
-                what,
-            });
+            return Err(AwsError::Malformed { operation: "DeleteObjects", what });
         }
         let (together, alone): (Vec<&ObjectVersion>, Vec<&ObjectVersion>) =
             objects.iter().partition(|object| xml::can_hold(&object.key));
@@ -205,11 +189,7 @@ impl Caller<'_> {
         for object in alone {
             if let Some(code) = self.delete_alone(bucket, object)? {
                 let ObjectVersion { key, version_id } = object.clone();
-                errors.push(ObjectError {
-                    key,
-                    version_id,
-                    code,
-                });
+                errors.push(ObjectError { key, version_id, code });
             }
         }
         Ok(errors)
@@ -238,10 +218,7 @@ impl Caller<'_> {
         match self.send(&call) {
             Ok(_) => Ok(None),
             Err(error) if error.is_transient() => Err(error),
-            Err(error) => Ok(error
-                .code()
-                .filter(|code| *code != "NoSuchVersion")
-                .map(str::to_owned)),
+            Err(error) => Ok(error.code().filter(|code| *code != "NoSuchVersion").map(str::to_owned)),
         }
     }
 
@@ -250,10 +227,7 @@ impl Caller<'_> {
         let operation = "ListMultipartUploads";
         let root_name = "ListMultipartUploadsResult";
         let root = self.list_in_bucket(operation, bucket, ("uploads", "max-uploads"), root_name)?;
-        let broken = AwsError::Malformed {
-            operation,
-            what: "an upload lacks a readable key",
-        };
+        let broken = AwsError::Malformed { operation, what: "an upload lacks a readable key" };
         root.map(|root| read_uploads(&root).ok_or(broken)).transpose()
     }
 
@@ -278,10 +252,7 @@ mod tests {
     use super::*;
 
     fn version(key: &str, version_id: &str) -> ObjectVersion {
-        ObjectVersion {
-            key: key.into(),
-            version_id: version_id.into(),
-        }
+        ObjectVersion { key: key.into(), version_id: version_id.into() }
     }
 
     #[test]
@@ -307,20 +278,11 @@ mod tests {
             <Version><Key>d</Key></Version></ListVersionsResult>";
         let page = read_versions(&xml::read(page.as_bytes()).unwrap()).unwrap();
         assert!(page.truncated);
-        assert_eq!(
-            page.objects,
-            [version("a+b", "v1"), version("d", "null"), version("c", "m1")]
-        );
+        assert_eq!(page.objects, [version("a+b", "v1"), version("d", "null"), version("c", "m1")]);
 
         let empty =
             xml::read(b"<ListVersionsResult><IsTruncated>false</IsTruncated></ListVersionsResult>").unwrap();
-        assert_eq!(
-            read_versions(&empty),
-            Some(VersionPage {
-                objects: vec![],
-                truncated: false
-            })
-        );
+        assert_eq!(read_versions(&empty), Some(VersionPage { objects: vec![], truncated: false }));
         let broken = xml::read(b"<ListVersionsResult><Version/></ListVersionsResult>").unwrap();
         assert_eq!(read_versions(&broken), None);
     }
@@ -331,19 +293,12 @@ mod tests {
             ("<R/>", Some(vec![])),
             (
                 "<R><Upload><Key>a/b</Key><UploadId>u</UploadId></Upload></R>",
-                Some(vec![Upload {
-                    key: "a/b".into(),
-                    upload_id: "u".into(),
-                }]),
+                Some(vec![Upload { key: "a/b".into(), upload_id: "u".into() }]),
             ),
             ("<R><Upload><Key>a</Key></Upload></R>", None),
         ];
         for (text, expected) in cases {
-            assert_eq!(
-                read_uploads(&xml::read(text.as_bytes()).unwrap()),
-                expected,
-                "{text}"
-            );
+            assert_eq!(read_uploads(&xml::read(text.as_bytes()).unwrap()), expected, "{text}");
         }
     }
 
@@ -358,14 +313,7 @@ mod tests {
         );
         let answer = "<DeleteResult><Error><Key>k</Key><VersionId>v</VersionId><Code>InternalError</Code>\
             <Message>We encountered an internal error. Please try again.</Message></Error></DeleteResult>";
-        let error = ObjectError {
-            key: "k".into(),
-            version_id: "v".into(),
-            code: "InternalError".into(),
-        };
-        assert_eq!(
-            read_object_errors(&xml::read(answer.as_bytes()).unwrap()),
-            [error]
-        );
+        let error = ObjectError { key: "k".into(), version_id: "v".into(), code: "InternalError".into() };
+        assert_eq!(read_object_errors(&xml::read(answer.as_bytes()).unwrap()), [error]);
     }
 }

@@ -36,10 +36,7 @@ struct Failure {
 
 impl From<AwsError> for Failure {
     fn from(error: AwsError) -> Failure {
-        Failure {
-            error,
-            asked: Asked::Nothing,
-        }
+        Failure { error, asked: Asked::Nothing }
     }
 }
 
@@ -56,9 +53,7 @@ impl Caller<'_> {
         let mut attempt = 1;
         loop {
             if !self.permit.may_call(call.operation) {
-                return Err(AwsError::Halted {
-                    operation: call.operation,
-                });
+                return Err(AwsError::Halted { operation: call.operation });
             }
             let failure = match self.attempt(call, deadline, attempt) {
                 Ok(answer) => return Ok(answer),
@@ -99,9 +94,8 @@ impl Caller<'_> {
         if remaining.is_zero() {
             return Err(AwsError::Deadline { operation }.into());
         }
-        let response = self
-            .transmit(call, remaining)
-            .map_err(|error| describe_transport(operation, &error))?;
+        let response =
+            self.transmit(call, remaining).map_err(|error| describe_transport(operation, &error))?;
         let status = response.status().as_u16();
         let (parts, body) = response.into_parts();
         let body = body
@@ -132,9 +126,8 @@ impl Caller<'_> {
             Signing::Url => s3::sign(call, self.credentials, now()),
             Signing::Header { service } => query::sign(call, service, self.credentials, now()),
         };
-        let mut request = ureq::http::Request::builder()
-            .method(call.method.to_str())
-            .uri(signed.url.as_str());
+        let mut request =
+            ureq::http::Request::builder().method(call.method.to_str()).uri(signed.url.as_str());
         for (name, value) in &signed.headers {
             request = request.header(*name, value.as_str());
         }
@@ -163,16 +156,10 @@ fn describe_transport(operation: &'static str, error: &ureq::Error) -> AwsError 
         return AwsError::Deadline { operation };
     }
     if matches!(error, ureq::Error::BodyExceedsLimit(_)) {
-        return AwsError::Malformed {
-            operation,
-            what: "the answer is too long",
-        };
+        return AwsError::Malformed { operation, what: "the answer is too long" };
     }
     if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_)) {
-        return AwsError::Malformed {
-            operation,
-            what: "the request cannot be written",
-        };
+        return AwsError::Malformed { operation, what: "the request cannot be written" };
     }
     let cause = if let ureq::Error::Io(error) = error {
         describe_io(error)
@@ -182,10 +169,7 @@ fn describe_transport(operation: &'static str, error: &ureq::Error) -> AwsError 
         "host not found"
     } else if matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_)) {
         "TLS failed"
-    } else if matches!(
-        error,
-        ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..)
-    ) {
+    } else if matches!(error, ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..)) {
         "not an HTTP answer"
     } else {
         "connection failed"
@@ -208,10 +192,7 @@ fn describe_io(error: &io::Error) -> &'static str {
         (io::ErrorKind::HostUnreachable, "host unreachable"),
         (io::ErrorKind::NetworkUnreachable, "network unreachable"),
     ];
-    words
-        .iter()
-        .find(|(kind, _)| *kind == error.kind())
-        .map_or("connection failed", |(_, words)| words)
+    words.iter().find(|(kind, _)| *kind == error.kind()).map_or("connection failed", |(_, words)| words)
 }
 
 #[cfg(test)]
@@ -230,10 +211,7 @@ mod tests {
 
     const GOOD: Reply = Reply::Answer(200, LOCATION);
     const LATE: Reply = Reply::Answer(200, "<Error><Code>InternalError</Code></Error>");
-    const DENIED: Reply = Reply::Answer(
-        403,
-        "<Error><Code>AccessDenied</Code><Message>no</Message></Error>",
-    );
+    const DENIED: Reply = Reply::Answer(403, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>");
     const BUSY: Reply = Reply::Answer(500, "");
 
     #[rustfmt::skip]
@@ -257,21 +235,14 @@ mod tests {
             let stub = Stub::start(script);
             let started = Instant::now();
             let result = call(stub.port, *permits, |caller| caller.get_bucket_location("b"));
-            assert!(
-                started.elapsed() < Duration::from_secs(2),
-                "row {row}: {:?}",
-                started.elapsed()
-            );
+            assert!(started.elapsed() < Duration::from_secs(2), "row {row}: {:?}", started.elapsed());
             assert_eq!(stub.requests().len(), *requests, "row {row}");
             match (result, expected) {
                 (Ok(region), Ok(expected)) => assert_eq!(region, *expected, "row {row}"),
                 (Err(error), Err(expected)) => {
                     let shown = format!("{error} {error:?}");
                     assert!(shown.starts_with(expected), "row {row}: {shown}");
-                    assert!(
-                        !shown.contains("planted") && !shown.contains("http:"),
-                        "row {row}: {shown}"
-                    );
+                    assert!(!shown.contains("planted") && !shown.contains("http:"), "row {row}: {shown}");
                 }
                 (result, _) => panic!("row {row}: {result:?}"),
             }
@@ -306,16 +277,9 @@ mod tests {
 
     #[test]
     fn a_closed_port_is_said_in_fixed_words() {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let error = call(port, 9, |caller| caller.get_caller_identity()).unwrap_err();
-        let expected = AwsError::Unreachable {
-            operation: "GetCallerIdentity",
-            cause: "connection refused",
-        };
+        let expected = AwsError::Unreachable { operation: "GetCallerIdentity", cause: "connection refused" };
         assert_eq!(error, expected);
     }
 }

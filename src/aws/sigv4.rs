@@ -18,11 +18,7 @@ use ring::{digest, hmac};
 use super::credentials::Credentials;
 
 /// Everything that RFC 3986 does not leave unreserved.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// `text` percent-encoded as AWS wants it: space is `%20`, hexadecimal digits upper case.
 pub(super) fn encode(text: &str) -> String {
@@ -31,10 +27,8 @@ pub(super) fn encode(text: &str) -> String {
 
 /// `pairs` as a query string or form, in the given order.
 pub(super) fn encode_pairs<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>) -> String {
-    let pairs: Vec<String> = pairs
-        .into_iter()
-        .map(|(name, value)| format!("{}={}", encode(name), encode(value)))
-        .collect();
+    let pairs: Vec<String> =
+        pairs.into_iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     pairs.join("&")
 }
 
@@ -69,9 +63,7 @@ pub(super) fn authorize(
 ) -> BTreeMap<&'static str, String> {
     request.headers.insert("x-amz-date", amz_date(now));
     if let Some(token) = &credentials.session_token {
-        request
-            .headers
-            .insert("x-amz-security-token", token.expose().to_owned());
+        request.headers.insert("x-amz-security-token", token.expose().to_owned());
     }
     let signed = request.headers.keys().copied().collect::<Vec<_>>().join(";");
     let scope_text = format!("{}/{}/{}/aws4_request", day(now), scope.region, scope.service);
@@ -92,25 +84,14 @@ pub(super) fn authorize(
 
 /// Step 2: the request in the one form that both sides agree on.
 fn canonical_request(request: &Unsigned<'_>, signed: &str) -> String {
-    let mut query: Vec<(String, String)> = request
-        .query
-        .iter()
-        .map(|(name, value)| (encode(name), encode(value)))
-        .collect();
+    let mut query: Vec<(String, String)> =
+        request.query.iter().map(|(name, value)| (encode(name), encode(value))).collect();
     query.sort();
-    let query: Vec<String> = query
-        .into_iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
+    let query: Vec<String> = query.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     let headers: String = request
         .headers
         .iter()
-        .map(|(name, value)| {
-            format!(
-                "{name}:{}\n",
-                value.split_whitespace().collect::<Vec<_>>().join(" ")
-            )
-        })
+        .map(|(name, value)| format!("{name}:{}\n", value.split_whitespace().collect::<Vec<_>>().join(" ")))
         .collect();
     let hash = hexadecimal(sha256(request.body).as_ref());
     let (method, path, query) = (request.method, request.path, query.join("&"));
@@ -235,11 +216,8 @@ mod tests {
     }
 
     fn check(vector: &Vector, host: &str, service: &str) {
-        let mut headers: BTreeMap<&str, String> = vector
-            .headers
-            .iter()
-            .map(|(name, value)| (*name, (*value).to_owned()))
-            .collect();
+        let mut headers: BTreeMap<&str, String> =
+            vector.headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         headers.insert("host", host.to_owned());
         let request = Unsigned {
             method: vector.method,
@@ -249,10 +227,7 @@ mod tests {
             body: vector.body.as_bytes(),
         };
         let now: Timestamp = "2015-08-30T12:36:00Z".parse().unwrap();
-        let scope = Scope {
-            region: "us-east-1",
-            service,
-        };
+        let scope = Scope { region: "us-east-1", service };
         let sent = authorize(request, &scope, &credentials(vector.token), now);
         let authorization = &sent["authorization"];
         assert!(
@@ -261,11 +236,8 @@ mod tests {
             vector.name
         );
 
-        let headers: BTreeMap<&str, String> = sent
-            .iter()
-            .filter(|(name, _)| **name != "authorization")
-            .map(|(n, v)| (*n, v.clone()))
-            .collect();
+        let headers: BTreeMap<&str, String> =
+            sent.iter().filter(|(name, _)| **name != "authorization").map(|(n, v)| (*n, v.clone())).collect();
         let signed = headers.keys().copied().collect::<Vec<_>>().join(";");
         let again = Unsigned {
             method: vector.method,
@@ -280,35 +252,21 @@ mod tests {
 
     #[test]
     fn signatures_equal_those_of_the_published_suite() {
-        SUITE
-            .iter()
-            .for_each(|vector| check(vector, "example.amazonaws.com", "service"));
-        IAM.iter()
-            .for_each(|vector| check(vector, "iam.amazonaws.com", "iam"));
+        SUITE.iter().for_each(|vector| check(vector, "example.amazonaws.com", "service"));
+        IAM.iter().for_each(|vector| check(vector, "iam.amazonaws.com", "iam"));
     }
 
     #[test]
     fn the_signing_key_of_a_day_is_the_documented_one() {
         let now: Timestamp = "2015-08-30T12:36:00Z".parse().unwrap();
-        let key = signing_key(
-            &credentials(None),
-            &Scope {
-                region: "us-east-1",
-                service: "iam",
-            },
-            now,
-        );
+        let key = signing_key(&credentials(None), &Scope { region: "us-east-1", service: "iam" }, now);
         let expected = "c4afb1cc5771d871763a393e44b703571b55cc28424d1a5e86da6ed3c154a4b9";
         assert_eq!(hexadecimal(key.as_ref()), expected);
     }
 
     #[test]
     fn pairs_are_encoded_once_and_keep_their_order() {
-        let pairs = [
-            ("UserName", "u x"),
-            ("Tags.member.1.Key", "k/1"),
-            ("Tags.member.1.Value", "ü~&=+"),
-        ];
+        let pairs = [("UserName", "u x"), ("Tags.member.1.Key", "k/1"), ("Tags.member.1.Value", "ü~&=+")];
         assert_eq!(
             encode_pairs(pairs),
             "UserName=u%20x&Tags.member.1.Key=k%2F1&Tags.member.1.Value=%C3%BC~%26%3D%2B"

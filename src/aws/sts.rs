@@ -20,25 +20,12 @@ impl Caller<'_> {
     /// Asks whose key this is. Needs no permission, so only a bad key makes it fail.
     pub(crate) fn get_caller_identity(&self) -> Result<CallerIdentity, AwsError> {
         let operation = "GetCallerIdentity";
-        let service = Service {
-            name: "sts",
-            version: "2011-06-15",
-            endpoint: &self.aws.endpoints.sts,
-        };
+        let service = Service { name: "sts", version: "2011-06-15", endpoint: &self.aws.endpoints.sts };
         let result = self.ask(&service, &Form::new(operation, &[]))?;
         let text = |name| {
-            let text = result
-                .find_text(&[name])
-                .filter(|text| !text.is_empty())
-                .map(str::to_owned);
-            text.ok_or(AwsError::Malformed {
-                operation,
-                what: "an identity lacks a field",
-            })
+            let text = result.find_text(&[name]).filter(|text| !text.is_empty()).map(str::to_owned);
+            text.ok_or(AwsError::Malformed { operation, what: "an identity lacks a field" })
         };
-        Ok(CallerIdentity {
-            arn: text("Arn")?,
-            account: text("Account")?,
-        })
+        Ok(CallerIdentity { arn: text("Arn")?, account: text("Account")? })
     }
 }

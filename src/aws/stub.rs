@@ -41,11 +41,7 @@ impl Stub {
     pub(super) fn start(script: &'static [Reply]) -> Stub {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let stub = Stub {
-            port,
-            requests: Arc::default(),
-            connections: Arc::default(),
-        };
+        let stub = Stub { port, requests: Arc::default(), connections: Arc::default() };
         let (requests, connections) = (Arc::clone(&stub.requests), Arc::clone(&stub.connections));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -78,21 +74,13 @@ fn serve(mut stream: &TcpStream, script: &[Reply], requests: &Mutex<Vec<String>>
             requests.len() - 1
         };
         let (text, goes_on) = match script[number.min(script.len() - 1)] {
-            Reply::Answer(status, body) => (
-                format!(
-                    "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}",
-                    body.len()
-                ),
-                true,
-            ),
-            Reply::HalfAnAnswer => (
-                "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n<Location".into(),
-                false,
-            ),
-            Reply::Redirect => (
-                "HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n".into(),
-                true,
-            ),
+            Reply::Answer(status, body) => {
+                (format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()), true)
+            }
+            Reply::HalfAnAnswer => ("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n<Location".into(), false),
+            Reply::Redirect => {
+                ("HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n".into(), true)
+            }
             Reply::Close => (String::new(), false),
             Reply::Silence => {
                 std::thread::sleep(Duration::from_secs(3));
@@ -131,9 +119,7 @@ struct Calls(AtomicUsize);
 
 impl Permit for Calls {
     fn may_call(&self, _operation: &'static str) -> bool {
-        self.0
-            .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
-            .is_ok()
+        self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
     }
 }
 
@@ -154,8 +140,5 @@ pub(super) fn call<T>(port: u16, permits: usize, operation: impl Fn(Caller<'_>) 
         secret_access_key: Secret::new("planted-secret"),
         session_token: Some(Secret::new("planted-token")),
     };
-    operation(
-        aws.unwrap()
-            .caller(&credentials, &Calls(AtomicUsize::new(permits))),
-    )
+    operation(aws.unwrap().caller(&credentials, &Calls(AtomicUsize::new(permits))))
 }

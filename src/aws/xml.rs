@@ -63,9 +63,7 @@ impl Element {
 
     /// The element at the end of `path`, taking the first of each name.
     pub(super) fn find(&self, path: &[&str]) -> Option<&Element> {
-        path.iter().try_fold(self, |element, name| {
-            element.children.iter().find(|it| it.name == *name)
-        })
+        path.iter().try_fold(self, |element, name| element.children.iter().find(|it| it.name == *name))
     }
 
     /// The text at the end of `path`.
@@ -100,10 +98,7 @@ impl Builder {
         if self.root.is_some() {
             return Err(XmlError::Broken);
         }
-        self.open.push(Element {
-            name: name.to_owned(),
-            ..Element::default()
-        });
+        self.open.push(Element { name: name.to_owned(), ..Element::default() });
         Ok(())
     }
 
@@ -242,10 +237,7 @@ mod tests {
             (b"<a>\xff</a>", XmlError::Broken),
             (b"<html><br><p>502</html>", XmlError::Broken),
             (b"<a>&own;</a>", XmlError::Forbidden),
-            (
-                b"<!DOCTYPE a [<!ENTITY own \"x\">]><a>&own;</a>",
-                XmlError::Forbidden,
-            ),
+            (b"<!DOCTYPE a [<!ENTITY own \"x\">]><a>&own;</a>", XmlError::Forbidden),
             (b"<!DOCTYPE html><html></html>", XmlError::Forbidden),
             (deep.as_bytes(), XmlError::TooBig),
             (long.as_bytes(), XmlError::TooBig),
@@ -258,24 +250,15 @@ mod tests {
 
     #[test]
     fn escaped_text_comes_back_as_it_was() {
-        for text in [
-            "",
-            "a&b<c>\"d'",
-            "\r\n\t\u{1}\u{7f}\u{85}\u{2028}",
-            "ü 日本 😀",
-            "&amp;",
-        ] {
+        for text in ["", "a&b<c>\"d'", "\r\n\t\u{1}\u{7f}\u{85}\u{2028}", "ü 日本 😀", "&amp;"] {
             let body = format!("<a>{}</a>", escape(text));
             assert!(!body.contains(['\r', '\n', '\u{1}']), "{body:?}");
             assert_eq!(read(body.as_bytes()).unwrap().text, text);
         }
         assert_eq!(escape("a\r\nb"), "a&#13;&#10;b");
-        for (text, expected) in [
-            ("a\t\r\n\u{7f}ü😀", true),
-            ("\u{1}", false),
-            ("\0", false),
-            ("\u{ffff}", false),
-        ] {
+        for (text, expected) in
+            [("a\t\r\n\u{7f}ü😀", true), ("\u{1}", false), ("\0", false), ("\u{ffff}", false)]
+        {
             assert_eq!(can_hold(text), expected, "{text:?}");
         }
     }

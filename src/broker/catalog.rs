@@ -9,19 +9,13 @@ use crate::store::{OfferingRow, PlanRow, StoreError, Transaction};
 pub(crate) fn catalog(tx: &mut Transaction<'_>) -> Result<osb::Catalog, StoreError> {
     let (offerings, plans) = (tx.offerings()?, tx.plans()?);
     let services = offerings.iter().map(|offering| offering_object(offering, &plans));
-    Ok(osb::Catalog {
-        services: services.filter(|it| !it.plans.is_empty()).collect(),
-    })
+    Ok(osb::Catalog { services: services.filter(|it| !it.plans.is_empty()).collect() })
 }
 
 /// One offering with its plans.
 fn offering_object(offering: &OfferingRow, plans: &[PlanRow]) -> osb::Offering {
     let own = plans.iter().filter(|it| it.offering == offering.id);
-    let tags = offering
-        .categories
-        .split(',')
-        .map(str::trim)
-        .filter(|it| !it.is_empty());
+    let tags = offering.categories.split(',').map(str::trim).filter(|it| !it.is_empty());
     osb::Offering {
         id: offering.id.clone(),
         name: offering.name.clone(),

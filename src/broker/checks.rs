@@ -24,11 +24,7 @@ impl CatalogQuery {
             let (offering, plan) = catalog_ids(&self.service_id, &self.plan_id)?;
             return known_plan(tx, offering, plan).map(drop);
         }
-        if self.habits.strict {
-            catalog_ids(&self.service_id, &self.plan_id).map(drop)
-        } else {
-            Ok(())
-        }
+        if self.habits.strict { catalog_ids(&self.service_id, &self.plan_id).map(drop) } else { Ok(()) }
     }
 }
 
@@ -63,15 +59,11 @@ pub(super) fn known_plan(
     offering: &str,
     plan: &str,
 ) -> Result<PlanRow, BrokerError> {
-    let found = tx
-        .find_plan(plan)?
-        .ok_or(BrokerError::BadRequest("plan_id is not in the catalog"))?;
+    let found = tx.find_plan(plan)?.ok_or(BrokerError::BadRequest("plan_id is not in the catalog"))?;
     if found.offering == offering {
         Ok(found)
     } else {
-        Err(BrokerError::BadRequest(
-            "service_id is not in the catalog, or the plan is not one of its plans",
-        ))
+        Err(BrokerError::BadRequest("service_id is not in the catalog, or the plan is not one of its plans"))
     }
 }
 
@@ -88,9 +80,9 @@ pub(super) fn refuse_parameters(parameters: Option<&Value>) -> Result<(), Broker
     match parameters {
         None => Ok(()),
         Some(Value::Object(map)) if map.is_empty() => Ok(()),
-        Some(Value::Object(_)) => Err(BrokerError::BadRequest(
-            "this offering takes no parameters; choose a plan",
-        )),
+        Some(Value::Object(_)) => {
+            Err(BrokerError::BadRequest("this offering takes no parameters; choose a plan"))
+        }
         Some(_) => Err(BrokerError::BadRequest("parameters must be an object")),
     }
 }

@@ -5,14 +5,8 @@ use std::ffi::OsString;
 use super::Problem;
 
 /// Flags that take no value unless one is given with `=`.
-const BOOLEAN_FLAGS: [&str; 6] = [
-    "background-tasks",
-    "with-worker",
-    "insecure",
-    "strict-osb",
-    "logtostderr",
-    "alsologtostderr",
-];
+const BOOLEAN_FLAGS: [&str; 6] =
+    ["background-tasks", "with-worker", "insecure", "strict-osb", "logtostderr", "alsologtostderr"];
 
 /// glog's flags: accepted, since existing deployments pass them. Logs always go to stderr.
 const GLOG_FLAGS: [&str; 6] = [
@@ -58,10 +52,7 @@ impl Flags {
                 problems.push(Problem::new(format!("-{}", name.escape_debug()), "needs a value"));
             }
         }
-        Flags {
-            subcommand,
-            arguments: pico_args::Arguments::from_vec(normalised),
-        }
+        Flags { subcommand, arguments: pico_args::Arguments::from_vec(normalised) }
     }
 
     /// The value of a flag; the last one given counts, as in Go.
@@ -106,10 +97,7 @@ impl Flags {
         for left in self.arguments.finish() {
             let left = left.to_string_lossy().into_owned();
             let name = left.trim_start_matches('-').split('=').next().unwrap_or_default();
-            problems.push(Problem::new(
-                format!("-{}", name.escape_debug()),
-                "unknown flag; see help",
-            ));
+            problems.push(Problem::new(format!("-{}", name.escape_debug()), "unknown flag; see help"));
         }
     }
 }

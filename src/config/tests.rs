@@ -13,11 +13,7 @@ const WORKER: [(&str, &str); 5] = [
 fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<Config>, Vec<String>) {
     let arguments = arguments.iter().map(|&it| it.to_owned()).collect();
     let variable = |name: &'static str| {
-        variables
-            .iter()
-            .rev()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| (*value).to_owned())
+        variables.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
     };
     let (command, problems) = parse(program, arguments, variable);
     let problems = problems.iter().map(ToString::to_string).collect();
@@ -29,18 +25,9 @@ fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (Option
 
 #[test]
 fn the_four_forms_of_a_flag_mean_the_same() {
-    for form in [
-        &["-port", "9000"][..],
-        &["--port", "9000"],
-        &["-port=9000"],
-        &["--port=9000"],
-    ] {
+    for form in [&["-port", "9000"][..], &["--port", "9000"], &["-port=9000"], &["--port=9000"]] {
         let (config, problems) = run("servicebroker", form, &WORKER);
-        assert_eq!(
-            (config.unwrap().api.unwrap().port, problems),
-            (9000, vec![]),
-            "{form:?}"
-        );
+        assert_eq!((config.unwrap().api.unwrap().port, problems), (9000, vec![]), "{form:?}");
     }
 }
 
@@ -56,41 +43,22 @@ fn roles_follow_flags_and_the_programs_name() {
     assert_eq!(roles("/start.sh", &[]), (true, false));
     assert_eq!(roles("/start-background.sh", &[]), (false, true));
     assert_eq!(roles("servicebroker", &["-background-tasks"]), (false, true));
-    assert_eq!(
-        roles("servicebroker", &["-background-tasks=false"]),
-        (true, false)
-    );
+    assert_eq!(roles("servicebroker", &["-background-tasks=false"]), (true, false));
     assert_eq!(roles("servicebroker", &["--with-worker"]), (true, true));
 }
 
 #[test]
 fn strength_of_flags_and_variables_is_that_of_the_old_binary() {
     let variables = [WORKER.as_slice(), &[("PORT", "7000")]].concat();
-    let flags = [
-        "-port=9000",
-        "-database-url=postgres://flag/",
-        "-name-prefix",
-        "flag",
-    ];
+    let flags = ["-port=9000", "-database-url=postgres://flag/", "-name-prefix", "flag"];
     let config = run("servicebroker", &flags, &variables).0.unwrap();
     assert_eq!(config.api.unwrap().port, 7000);
-    assert_eq!(
-        (config.database_url.expose(), config.name_prefix.as_str()),
-        ("postgres://flag/", "flag")
-    );
+    assert_eq!((config.database_url.expose(), config.name_prefix.as_str()), ("postgres://flag/", "flag"));
 }
 
 #[test]
 fn glog_flags_are_accepted() {
-    let flags = [
-        "-logtostderr=1",
-        "-stderrthreshold",
-        "0",
-        "-alsologtostderr",
-        "-vmodule=x=2",
-        "-v",
-        "2",
-    ];
+    let flags = ["-logtostderr=1", "-stderrthreshold", "0", "-alsologtostderr", "-vmodule=x=2", "-v", "2"];
     let (config, problems) = run("servicebroker", &flags, &WORKER);
     assert_eq!((config.unwrap().verbosity, problems), (2, vec![]));
 }
@@ -108,11 +76,7 @@ fn every_problem_is_named_and_no_value_is_shown() {
         ("IAM_PATH", "osb"),
         ("AWS_SECRET_ACCESS_KEY", "hush"),
     ];
-    let (_, problems) = run(
-        "servicebroker",
-        &["-with-worker", "-nope=hush", "stray"],
-        &variables,
-    );
+    let (_, problems) = run("servicebroker", &["-with-worker", "-nope=hush", "stray"], &variables);
     let settings: Vec<&str> = problems.iter().map(|it| it.split(':').next().unwrap()).collect();
     for setting in [
         "DATABASE_URL",
@@ -129,10 +93,7 @@ fn every_problem_is_named_and_no_value_is_shown() {
         "-nope",
         "stray",
     ] {
-        assert!(
-            settings.contains(&setting),
-            "{setting} is missing in {problems:?}"
-        );
+        assert!(settings.contains(&setting), "{setting} is missing in {problems:?}");
     }
     assert_eq!(settings.len(), 13, "{problems:?}");
     assert!(!format!("{problems:?}").contains("hush"));
@@ -142,10 +103,7 @@ fn every_problem_is_named_and_no_value_is_shown() {
 fn the_api_does_not_read_aws_keys() {
     let variable = |name: &'static str| {
         assert!(!name.starts_with("AWS_"), "{name} was read");
-        WORKER
-            .iter()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| (*value).to_owned())
+        WORKER.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
     };
     let (_, problems) = parse("servicebroker", Vec::new(), variable);
     assert_eq!(problems, Vec::new());
@@ -156,17 +114,7 @@ fn name_prefixes_fit_bucket_names() {
     for good in ["a", "prod", "my-company-1", &"p".repeat(45)] {
         assert_eq!(check_name_prefix(good), Ok(()), "{good}");
     }
-    for bad in [
-        "-a",
-        "A",
-        "a_b",
-        "a.b",
-        "xn--a",
-        "sthree",
-        "amzn-s3-demo",
-        "ä",
-        &"p".repeat(46),
-    ] {
+    for bad in ["-a", "A", "a_b", "a.b", "xn--a", "sthree", "amzn-s3-demo", "ä", &"p".repeat(46)] {
         assert!(check_name_prefix(bad).is_err(), "{bad}");
     }
 }
@@ -175,14 +123,8 @@ fn name_prefixes_fit_bucket_names() {
 fn spans_have_units() {
     for (text, seconds) in [("90s", 90), ("20m", 1_200), ("1h", 3_600), ("45", 45)] {
         let variables = [WORKER.as_slice(), &[("PROVISION_DEADLINE", text)]].concat();
-        let config = run("servicebroker", &["-background-tasks"], &variables)
-            .0
-            .unwrap();
-        assert_eq!(
-            config.worker.unwrap().provision_deadline,
-            Duration::from_secs(seconds),
-            "{text}"
-        );
+        let config = run("servicebroker", &["-background-tasks"], &variables).0.unwrap();
+        assert_eq!(config.worker.unwrap().provision_deadline, Duration::from_secs(seconds), "{text}");
     }
 }
 
@@ -190,8 +132,5 @@ fn spans_have_units() {
 fn secrets_cannot_be_printed() {
     let config = run("servicebroker", &["-with-worker"], &WORKER).0.unwrap();
     let printed = format!("{config:?}");
-    assert!(
-        !printed.contains("hush") && !printed.contains("u:p@h"),
-        "{printed}"
-    );
+    assert!(!printed.contains("hush") && !printed.contains("u:p@h"), "{printed}");
 }

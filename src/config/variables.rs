@@ -30,13 +30,10 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
         name: &'static str,
         hint: &str,
     ) -> String {
-        flag.filter(|it| !it.is_empty())
-            .or_else(|| self.optional(name))
-            .unwrap_or_else(|| {
-                self.problems
-                    .push(Problem::new(name, format!("is missing; {hint}")));
-                String::new()
-            })
+        flag.filter(|it| !it.is_empty()).or_else(|| self.optional(name)).unwrap_or_else(|| {
+            self.problems.push(Problem::new(name, format!("is missing; {hint}")));
+            String::new()
+        })
     }
 
     /// A whole number between `min` and `max`.
@@ -50,10 +47,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
         match text.trim().parse::<T>() {
             Ok(number) if number >= min && number <= max => number,
             Ok(_) | Err(_) => {
-                self.problems.push(Problem::new(
-                    name,
-                    format!("must be a whole number from {min} to {max}"),
-                ));
+                self.problems.push(Problem::new(name, format!("must be a whole number from {min} to {max}")));
                 default
             }
         }
@@ -77,10 +71,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             .map(Duration::from_secs)
             .filter(|it| *it > Duration::ZERO && *it <= max);
         span.unwrap_or_else(|| {
-            let complaint = format!(
-                "must be a time such as 90s, 20m or 1h, at most {} s",
-                max.as_secs()
-            );
+            let complaint = format!("must be a time such as 90s, 20m or 1h, at most {} s", max.as_secs());
             self.problems.push(Problem::new(name, complaint));
             default
         })

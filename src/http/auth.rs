@@ -23,11 +23,7 @@ impl Auth {
             |(name, password): &(String, Secret)| hash(format!("{name}:{}", password.expose()).as_bytes());
         Auth {
             basic: config.basic.iter().map(pair).collect(),
-            bearer: config
-                .tokens
-                .iter()
-                .map(|it| hash(it.expose().as_bytes()))
-                .collect(),
+            bearer: config.tokens.iter().map(|it| hash(it.expose().as_bytes())).collect(),
         }
     }
 
@@ -45,9 +41,7 @@ impl Auth {
             return false;
         };
         if scheme.eq_ignore_ascii_case("basic") {
-            STANDARD
-                .decode(rest.trim())
-                .is_ok_and(|it| is_one_of(&self.basic, &hash(&it)))
+            STANDARD.decode(rest.trim()).is_ok_and(|it| is_one_of(&self.basic, &hash(&it)))
         } else if scheme.eq_ignore_ascii_case("bearer") {
             is_one_of(&self.bearer, &hash(rest.trim().as_bytes()))
         } else {
@@ -66,10 +60,7 @@ fn hash(text: &[u8]) -> [u8; 32] {
 /// Compares with all of them, and all bytes of each, whatever is found on the way.
 fn is_one_of(accepted: &[[u8; 32]], given: &[u8; 32]) -> bool {
     accepted.iter().fold(false, |found, it| {
-        let difference = it
-            .iter()
-            .zip(given)
-            .fold(0, |sum, (one, other)| sum | (one ^ other));
+        let difference = it.iter().zip(given).fold(0, |sum, (one, other)| sum | (one ^ other));
         found | (difference == 0)
     })
 }
@@ -80,21 +71,13 @@ mod tests {
 
     fn auth() -> Auth {
         let of = |it: &str| hash(it.as_bytes());
-        Auth {
-            basic: vec![of("u:p"), of("u2:p:2")],
-            bearer: vec![of("token"), of("token2")],
-        }
+        Auth { basic: vec![of("u:p"), of("u2:p:2")], bearer: vec![of("token"), of("token2")] }
     }
 
     #[test]
     fn the_right_ones_are_let_in() {
         let basic = |it: &str| format!("Basic {}", STANDARD.encode(it));
-        for header in [
-            basic("u:p"),
-            basic("u2:p:2"),
-            "Bearer token".into(),
-            "bearer  token2".into(),
-        ] {
+        for header in [basic("u:p"), basic("u2:p:2"), "Bearer token".into(), "bearer  token2".into()] {
             assert!(auth().admits(Some(&header)), "{header}");
         }
     }
@@ -123,10 +106,7 @@ mod tests {
 
     #[test]
     fn without_credentials_everyone_is_let_in() {
-        let open = Auth {
-            basic: vec![],
-            bearer: vec![],
-        };
+        let open = Auth { basic: vec![], bearer: vec![] };
         assert!(open.is_open() && open.admits(None));
     }
 }

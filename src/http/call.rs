@@ -98,11 +98,7 @@ impl Call {
         Call {
             method: method.to_owned(),
             route: Route::parse(path),
-            query: query
-                .split('&')
-                .filter(|it| !it.is_empty())
-                .map(decode_pair)
-                .collect(),
+            query: query.split('&').filter(|it| !it.is_empty()).map(decode_pair).collect(),
             headers,
             body,
         }
@@ -110,18 +106,12 @@ impl Call {
 
     /// A query parameter; the first of that name counts.
     pub(super) fn query(&self, name: &str) -> Option<&str> {
-        self.query
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// A header by its name in lower case; the first of that name counts.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// Whether the platform lets us go on after the answer.
@@ -150,20 +140,15 @@ impl Call {
 
 /// An id out of a path.
 fn decode_id(segment: &str) -> Result<Id, &'static str> {
-    let text = percent_decode_str(segment)
-        .decode_utf8()
-        .map_err(|_| "an id is not UTF-8")?;
+    let text = percent_decode_str(segment).decode_utf8().map_err(|_| "an id is not UTF-8")?;
     Id::parse(text.into_owned())
 }
 
 /// `name=value` as forms encode it.
 fn decode_pair(pair: &str) -> (String, String) {
     let decode = |text: &str| {
-        let spaced = if text.contains('+') {
-            Cow::Owned(text.replace('+', " "))
-        } else {
-            Cow::Borrowed(text)
-        };
+        let spaced =
+            if text.contains('+') { Cow::Owned(text.replace('+', " ")) } else { Cow::Borrowed(text) };
         percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
     };
     let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -190,20 +175,11 @@ mod tests {
                 "/v2/service_instances/last_operation/last_operation",
                 Route::LastOperation(id("last_operation")),
             ),
-            (
-                "/v2/service_instances/a/service_bindings/b%3F",
-                Route::Binding(id("a"), id("b?")),
-            ),
+            ("/v2/service_instances/a/service_bindings/b%3F", Route::Binding(id("a"), id("b?"))),
             ("/v2/service_instances/", Route::BadId("an id is empty")),
-            (
-                "/v2/service_instances/%00",
-                Route::BadId("an id holds a control character"),
-            ),
+            ("/v2/service_instances/%00", Route::BadId("an id holds a control character")),
             ("/v2/service_instances/%ff", Route::BadId("an id is not UTF-8")),
-            (
-                "/v2/service_instances/a/service_bindings/",
-                Route::BadId("an id is empty"),
-            ),
+            ("/v2/service_instances/a/service_bindings/", Route::BadId("an id is empty")),
             ("/v2/catalog/", Route::Unknown),
             ("//v2/catalog", Route::Unknown),
             ("/", Route::Unknown),
@@ -215,16 +191,8 @@ mod tests {
 
     #[test]
     fn queries_are_decoded_and_the_first_of_a_name_counts() {
-        let call = Call::new(
-            "PUT",
-            "/x?a=1%20+2&a=3&flag&accepts_incomplete=true",
-            vec![],
-            vec![],
-        );
-        assert_eq!(
-            (call.query("a"), call.query("flag"), call.query("b")),
-            (Some("1  2"), Some(""), None)
-        );
+        let call = Call::new("PUT", "/x?a=1%20+2&a=3&flag&accepts_incomplete=true", vec![], vec![]);
+        assert_eq!((call.query("a"), call.query("flag"), call.query("b")), (Some("1  2"), Some(""), None));
         assert!(call.accepts_incomplete());
         assert!(!Call::new("PUT", "/x?accepts_incomplete=True", vec![], vec![]).accepts_incomplete());
     }
@@ -245,10 +213,6 @@ mod tests {
             let call = Call::new("PUT", "/x", vec![], body.into());
             assert!(call.json::<ProvisionRequest>().is_err(), "{body}");
         }
-        assert!(
-            Call::new("PUT", "/x", vec![], b" {} ".to_vec())
-                .json::<ProvisionRequest>()
-                .is_ok()
-        );
+        assert!(Call::new("PUT", "/x", vec![], b" {} ".to_vec()).json::<ProvisionRequest>().is_ok());
     }
 }

@@ -45,9 +45,7 @@ impl Desk {
             store,
             ready,
             name_prefix,
-            habits: Habits {
-                strict: config.strict_osb,
-            },
+            habits: Habits { strict: config.strict_osb },
             auth: Auth::new(&config),
             config,
             waiters: Arc::default(),
@@ -79,10 +77,8 @@ impl Desk {
             Route::BadId(_) | Route::Unknown => {}
         }
         if !self.auth.admits(call.header("authorization")) {
-            return Reply::error(401, None, "authentication is required").with_header(
-                "WWW-Authenticate",
-                "Basic realm=\"servicebroker\", charset=\"UTF-8\"",
-            );
+            return Reply::error(401, None, "authentication is required")
+                .with_header("WWW-Authenticate", "Basic realm=\"servicebroker\", charset=\"UTF-8\"");
         }
         if let Err(reply) = self.check_version(call) {
             return reply;
@@ -117,11 +113,7 @@ impl Desk {
             None if self.habits.strict => Err(Reply::error(400, None, "X-Broker-API-Version is missing")),
             None => Ok(()),
             Some(version) if is_supported(version) => Ok(()),
-            Some(_) => Err(Reply::error(
-                412,
-                None,
-                "X-Broker-API-Version must be 2.13 or a later 2.x",
-            )),
+            Some(_) => Err(Reply::error(412, None, "X-Broker-API-Version must be 2.13 or a later 2.x")),
         }
     }
 
@@ -186,10 +178,7 @@ impl Desk {
     /// `GET …/last_operation` (OSB 2.17, "Polling Last Operation for Service Instances").
     fn get_last_operation(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let (id, habits) = (id.clone(), self.habits);
-        let operation = call
-            .query("operation")
-            .filter(|it| !it.is_empty())
-            .map(str::to_owned);
+        let operation = call.query("operation").filter(|it| !it.is_empty()).map(str::to_owned);
         if operation.as_deref().is_some_and(|it| it.contains('\0')) {
             return Err(BrokerError::BadRequest("operation holds a NUL"));
         }
@@ -205,8 +194,7 @@ impl Desk {
         let request = Arc::new(self.body(call)?);
         let bind = || {
             let (id, binding, request) = (id.clone(), binding.clone(), Arc::clone(&request));
-            self.store
-                .transaction(move |tx| broker::bind(tx, &id, &binding, &request))
+            self.store.transaction(move |tx| broker::bind(tx, &id, &binding, &request))
         };
         let mut bound = bind()?;
         if let Bound::After { operation } = &bound
@@ -225,17 +213,15 @@ impl Desk {
     /// `GET …/service_bindings/{binding_id}` (OSB 2.17, "Fetching a Service Binding").
     fn get_service_binding(&self, id: &Id, binding: &Id) -> Result<Reply, BrokerError> {
         let (id, binding, habits) = (id.clone(), binding.clone(), self.habits);
-        let credentials = self
-            .store
-            .transaction(move |tx| broker::fetch_binding(tx, &id, &binding, habits))?;
+        let credentials =
+            self.store.transaction(move |tx| broker::fetch_binding(tx, &id, &binding, habits))?;
         Ok(Reply::json(200, &BindingResponse { credentials }))
     }
 
     /// `DELETE …/service_bindings/{binding_id}` (OSB 2.17, "Unbinding").
     fn delete_service_binding(&self, id: &Id, binding: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let (id, binding, query) = (id.clone(), binding.clone(), self.catalog_query(call));
-        self.store
-            .transaction(move |tx| broker::unbind(tx, &id, &binding, &query))?;
+        self.store.transaction(move |tx| broker::unbind(tx, &id, &binding, &query))?;
         Ok(Reply::empty(200))
     }
 
@@ -252,11 +238,7 @@ impl Desk {
     /// The ids in the query of a DELETE.
     fn catalog_query(&self, call: &Call) -> CatalogQuery {
         let sent = |name: &str| call.query(name).map(str::to_owned);
-        CatalogQuery {
-            service_id: sent("service_id"),
-            plan_id: sent("plan_id"),
-            habits: self.habits,
-        }
+        CatalogQuery { service_id: sent("service_id"), plan_id: sent("plan_id"), habits: self.habits }
     }
 
     /// Runs a transaction that may enqueue the task of `fresh`, and waits for it.
@@ -308,10 +290,7 @@ impl Desk {
 
     /// The catalog, once it was read.
     fn catalog(&self) -> Option<Arc<Vec<u8>>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -325,11 +304,7 @@ enum Waited {
 
 /// Answers if the method is the one that there is.
 fn only(method: &'static str, call: &Call, answer: impl FnOnce() -> Reply) -> Reply {
-    if call.method == method {
-        answer()
-    } else {
-        method_not_allowed(method)
-    }
+    if call.method == method { answer() } else { method_not_allowed(method) }
 }
 
 /// 405 with what is allowed.
@@ -339,10 +314,7 @@ fn method_not_allowed(allowed: &'static str) -> Reply {
 
 /// 2.13 and later 2.x: nothing was taken away since.
 fn is_supported(version: &str) -> bool {
-    let minor = version
-        .trim()
-        .strip_prefix("2.")
-        .and_then(|it| it.parse::<u32>().ok());
+    let minor = version.trim().strip_prefix("2.").and_then(|it| it.parse::<u32>().ok());
     minor.is_some_and(|it| it >= 13)
 }
 

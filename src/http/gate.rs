@@ -78,10 +78,7 @@ impl Inside {
     /// Opens the private socket.
     pub(super) fn open() -> Result<(Inside, UnixListener), String> {
         let digits = || random::hex16().map_err(|err: NoRandomness| err.to_string());
-        let inside = Inside {
-            name: digits()?.into_bytes(),
-            key: format!("{}{}", digits()?, digits()?),
-        };
+        let inside = Inside { name: digits()?.into_bytes(), key: format!("{}{}", digits()?, digits()?) };
         let address = inside.address().map_err(|err| err.to_string())?;
         let listener = UnixListener::bind_addr(&address).map_err(|err| err.to_string())?;
         Ok((inside, listener))
@@ -118,19 +115,11 @@ impl Gate {
     pub(super) fn new(mut limits: Limits, inside: Inside, stop: Arc<Event>) -> Gate {
         let room = descriptor_limit().map(|it| it.saturating_sub(DESCRIPTORS_RESERVED) / DESCRIPTORS_EACH);
         if let Some(room) = room.filter(|it| *it < limits.connections_max) {
-            log::warn!(
-                "connections cut to the descriptor limit: connections_max={}",
-                room.max(1)
-            );
+            log::warn!("connections cut to the descriptor limit: connections_max={}", room.max(1));
             limits.connections_max = room.max(1);
             limits.per_address_max = limits.per_address_max.min(limits.connections_max);
         }
-        Gate {
-            limits,
-            inside,
-            stop,
-            places: Mutex::default(),
-        }
+        Gate { limits, inside, stop, places: Mutex::default() }
     }
 
     /// Accepts until the process is to end. [`Gate::wake`] makes it look.
@@ -161,11 +150,7 @@ impl Gate {
 
     /// How many connections there are.
     pub(super) fn connections(&self) -> usize {
-        self.places
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .sum()
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
     }
 
     /// Gives a connection a thread, or sends it away.
@@ -176,19 +161,11 @@ impl Gate {
         let gate = Arc::clone(self);
         let serve = move || {
             let stream = Timed::new(socket);
-            Connection {
-                gate: &gate,
-                stream,
-                peer,
-                buffer: Buffer::default(),
-            }
-            .serve();
+            Connection { gate: &gate, stream, peer, buffer: Buffer::default() }.serve();
             drop(place);
         };
-        if let Err(err) = std::thread::Builder::new()
-            .name("connection".into())
-            .stack_size(STACK_BYTES)
-            .spawn(serve)
+        if let Err(err) =
+            std::thread::Builder::new().name("connection".into()).stack_size(STACK_BYTES).spawn(serve)
         {
             log::warn!("connection dropped, no thread: cause={err}");
         }
@@ -206,10 +183,7 @@ impl Gate {
             return None;
         }
         *own += 1;
-        Some(Place {
-            gate: Arc::clone(self),
-            address,
-        })
+        Some(Place { gate: Arc::clone(self), address })
     }
 }
 
@@ -228,15 +202,9 @@ impl Drop for Place {
 /// Says that all places are taken. Must not hold up accepting: one short write into an empty buffer.
 fn turn_away(mut socket: TcpStream) {
     let answer = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    let sent = socket
-        .set_nonblocking(true)
-        .and_then(|()| socket.write_all(answer));
+    let sent = socket.set_nonblocking(true).and_then(|()| socket.write_all(answer));
     let closed = socket.shutdown(Shutdown::Write);
-    log::debug!(
-        "connection turned away: told={} closed={}",
-        sent.is_ok(),
-        closed.is_ok()
-    );
+    log::debug!("connection turned away: told={} closed={}", sent.is_ok(), closed.is_ok());
 }
 
 /// One connection of a client.
@@ -255,13 +223,9 @@ impl<S: Deadline> Connection<'_, S> {
     /// Serves request after request until one side has had enough.
     fn serve(&mut self) {
         while self.wait_for_request() {
-            self.stream
-                .set_deadline(Instant::now() + self.gate.limits.receive);
-            let request = strict::read_request(
-                &mut self.buffer,
-                &mut self.stream,
-                self.gate.limits.body_bytes_max,
-            );
+            self.stream.set_deadline(Instant::now() + self.gate.limits.receive);
+            let request =
+                strict::read_request(&mut self.buffer, &mut self.stream, self.gate.limits.body_bytes_max);
             let (answer, keep_alive) = match request {
                 Ok(request) => {
                     let keep_alive = request.keep_alive && !self.gate.stop.is_set();
@@ -317,10 +281,7 @@ impl<S: Deadline> Connection<'_, S> {
 
     /// Answers what never reached a handler, and ends the connection so that the peer sees it.
     fn refuse(&mut self, status: u16, reason: &str) {
-        log::info!(
-            "request refused: status={status} peer={} reason={reason:?}",
-            self.peer.ip()
-        );
+        log::info!("request refused: status={status} peer={} reason={reason:?}", self.peer.ip());
         let body = format!("{{\"description\":\"{reason}\"}}");
         let retry = if status == 503 { "Retry-After: 1\r\n" } else { "" };
         let answer = format!(
@@ -373,14 +334,11 @@ fn rebuild(request: &Request, key: &str, peer: SocketAddr) -> Vec<u8> {
 /// The answer with a `Connection` header that says what this connection will do.
 fn own_connection_header(answer: &[u8], keep_alive: bool) -> io::Result<Vec<u8>> {
     let end = answer.windows(4).position(|it| it == b"\r\n\r\n");
-    let (head, body) = end
-        .and_then(|end| answer.split_at_checked(end + 2))
-        .ok_or(io::ErrorKind::UnexpectedEof)?;
+    let (head, body) =
+        end.and_then(|end| answer.split_at_checked(end + 2)).ok_or(io::ErrorKind::UnexpectedEof)?;
     let head = std::str::from_utf8(head).map_err(io::Error::other)?;
     let mut bytes = Vec::with_capacity(answer.len() + 24);
-    for line in head
-        .split_inclusive("\r\n")
-        .filter(|it| !it.to_ascii_lowercase().starts_with("connection:"))
+    for line in head.split_inclusive("\r\n").filter(|it| !it.to_ascii_lowercase().starts_with("connection:"))
     {
         bytes.extend_from_slice(line.as_bytes());
     }
@@ -396,13 +354,7 @@ fn own_connection_header(answer: &[u8], keep_alive: bool) -> io::Result<Vec<u8>>
 /// The soft limit on open files, where the system tells it.
 fn descriptor_limit() -> Option<usize> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    limits
-        .lines()
-        .find_map(|it| it.strip_prefix("Max open files"))?
-        .split_whitespace()
-        .next()?
-        .parse()
-        .ok()
+    limits.lines().find_map(|it| it.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -411,18 +363,12 @@ mod tests {
 
     #[test]
     fn requests_are_rebuilt_without_what_is_not_for_the_server() {
-        let headers = [
-            ("host", "x"),
-            ("x-gate-key", "forged"),
-            ("connection", "close"),
-            ("authorization", "a"),
-        ];
+        let headers =
+            [("host", "x"), ("x-gate-key", "forged"), ("connection", "close"), ("authorization", "a")];
         let request = Request {
             method: "PUT".into(),
             target: "/v2".into(),
-            headers: headers
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
+            headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             body: b"{}".to_vec(),
             keep_alive: true,
         };
@@ -453,10 +399,7 @@ mod tests {
             work: Duration::ZERO,
             send: Duration::ZERO,
         };
-        let inside = Inside {
-            name: Vec::new(),
-            key: String::new(),
-        };
+        let inside = Inside { name: Vec::new(), key: String::new() };
         let gate = Arc::new(Gate::new(limits, inside, Arc::default()));
         let [one, other, third] = [1, 2, 3].map(|it| IpAddr::from([127, 0, 0, it]));
         let first = gate.take_place(one).unwrap();

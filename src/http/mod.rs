@@ -117,10 +117,7 @@ impl Api {
 /// Starts a thread that lives as long as the process.
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
     let builder = std::thread::Builder::new().name(name.to_owned());
-    builder
-        .spawn(work)
-        .map(drop)
-        .map_err(|err| format!("no thread for {name}: {err}"))
+    builder.spawn(work).map(drop).map_err(|err| format!("no thread for {name}: {err}"))
 }
 
 /// Takes requests from tiny_http until it fails; says why. The server is never dropped: on a
@@ -154,12 +151,8 @@ fn answer(desk: &Desk, key: &str, mut request: tiny_http::Request) {
     }
     let (began, peer) = (Instant::now(), header(PEER_HEADER).unwrap_or_default());
     let headers = request.headers().iter();
-    let headers = headers.map(|it| {
-        (
-            it.field.as_str().as_str().to_ascii_lowercase(),
-            it.value.as_str().to_owned(),
-        )
-    });
+    let headers =
+        headers.map(|it| (it.field.as_str().as_str().to_ascii_lowercase(), it.value.as_str().to_owned()));
     let (headers, mut body) = (headers.collect(), Vec::new());
     if let Err(err) = request.as_reader().read_to_end(&mut body) {
         log::error!("request lost between gate and server: cause={err}");
@@ -167,16 +160,10 @@ fn answer(desk: &Desk, key: &str, mut request: tiny_http::Request) {
     }
     let call = Call::new(request.method().as_str(), request.url(), headers, body);
     let mut reply = catch_unwind(AssertUnwindSafe(|| desk.decide(&call))).unwrap_or_else(|_| {
-        log::error!(
-            "request panicked: method={} route={}",
-            call.method,
-            call.route.name()
-        );
+        log::error!("request panicked: method={} route={}", call.method, call.route.name());
         Reply::error(500, None, "internal error")
     });
-    let identity = call
-        .header("x-broker-api-request-identity")
-        .filter(|it| it.len() <= IDENTITY_BYTES_MAX);
+    let identity = call.header("x-broker-api-request-identity").filter(|it| it.len() <= IDENTITY_BYTES_MAX);
     if let Some(identity) = identity {
         reply = reply.with_header("X-Broker-API-Request-Identity", identity);
     }

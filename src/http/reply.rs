@@ -33,23 +33,13 @@ impl Reply {
 
     /// A JSON answer that was written before.
     pub(super) fn of_bytes(status: u16, body: Vec<u8>) -> Reply {
-        Reply {
-            status,
-            content_type: "application/json",
-            headers: Vec::new(),
-            body,
-        }
+        Reply { status, content_type: "application/json", headers: Vec::new(), body }
     }
 
     /// A plain text answer.
     pub(super) fn text(status: u16, text: &str) -> Reply {
         let body = text.as_bytes().to_vec();
-        Reply {
-            status,
-            content_type: "text/plain; charset=utf-8",
-            headers: Vec::new(),
-            body,
-        }
+        Reply { status, content_type: "text/plain; charset=utf-8", headers: Vec::new(), body }
     }
 
     /// An empty object.
@@ -59,13 +49,7 @@ impl Reply {
 
     /// An error in words.
     pub(super) fn error(status: u16, code: Option<&'static str>, description: impl Into<String>) -> Reply {
-        Reply::json(
-            status,
-            &osb::ErrorBody {
-                error: code,
-                description: description.into(),
-            },
-        )
+        Reply::json(status, &osb::ErrorBody { error: code, description: description.into() })
     }
 
     /// Work goes on.
@@ -84,17 +68,13 @@ impl From<BrokerError> for Reply {
     /// No wildcard arm: a new error does not compile until someone has chosen its status.
     fn from(err: BrokerError) -> Reply {
         let (status, code, description) = match err {
-            BrokerError::AsyncRequired => (
-                422,
-                Some("AsyncRequired"),
-                "this operation is asynchronous; send accepts_incomplete=true",
-            ),
+            BrokerError::AsyncRequired => {
+                (422, Some("AsyncRequired"), "this operation is asynchronous; send accepts_incomplete=true")
+            }
             BrokerError::Busy(what) => (422, Some("ConcurrencyError"), what),
-            BrokerError::MaintenanceInfoConflict => (
-                422,
-                Some("MaintenanceInfoConflict"),
-                "the plan has no maintenance_info.version",
-            ),
+            BrokerError::MaintenanceInfoConflict => {
+                (422, Some("MaintenanceInfoConflict"), "the plan has no maintenance_info.version")
+            }
             BrokerError::InstanceUnknown => (404, None, "no such service instance"),
             BrokerError::BindingUnknown => (404, None, "no such service binding"),
             BrokerError::InstanceGone | BrokerError::BindingGone => return Reply::empty(410),
@@ -103,11 +83,9 @@ impl From<BrokerError> for Reply {
                 (422, None, "the service instance could not be created; delete it")
             }
             BrokerError::BadRequest(reason) => (400, None, reason),
-            BrokerError::NotYetKnown => (
-                503,
-                None,
-                "what is known of the bucket is not complete yet; a worker will complete it",
-            ),
+            BrokerError::NotYetKnown => {
+                (503, None, "what is known of the bucket is not complete yet; a worker will complete it")
+            }
             BrokerError::Store(err) if err.is_unavailable() => {
                 log::warn!("request not served: cause={err}");
                 (503, None, "the broker's database is not available")
@@ -122,11 +100,7 @@ impl From<BrokerError> for Reply {
             }
         };
         let reply = Reply::error(status, code, description);
-        if status == 503 {
-            reply.with_header("Retry-After", RETRY_AFTER_S.to_string())
-        } else {
-            reply
-        }
+        if status == 503 { reply.with_header("Retry-After", RETRY_AFTER_S.to_string()) } else { reply }
     }
 }
 
@@ -139,16 +113,8 @@ mod tests {
     fn every_error_has_its_status_and_code() {
         for (err, status, body) in [
             (BrokerError::AsyncRequired, 422, "\"error\":\"AsyncRequired\""),
-            (
-                BrokerError::Busy("x"),
-                422,
-                "{\"error\":\"ConcurrencyError\",\"description\":\"x\"}",
-            ),
-            (
-                BrokerError::MaintenanceInfoConflict,
-                422,
-                "\"error\":\"MaintenanceInfoConflict\"",
-            ),
+            (BrokerError::Busy("x"), 422, "{\"error\":\"ConcurrencyError\",\"description\":\"x\"}"),
+            (BrokerError::MaintenanceInfoConflict, 422, "\"error\":\"MaintenanceInfoConflict\""),
             (BrokerError::InstanceUnknown, 404, "\"description\""),
             (BrokerError::BindingUnknown, 404, "\"description\""),
             (BrokerError::InstanceGone, 410, "{}"),
@@ -160,20 +126,12 @@ mod tests {
             (BrokerError::NotYetKnown, 503, "\"description\""),
             (BrokerError::Store(StoreError::Silent), 503, "\"description\""),
             (BrokerError::Store(StoreError::Busy), 503, "\"description\""),
-            (
-                BrokerError::Store(StoreError::Unreadable("x")),
-                500,
-                "{\"description\":\"internal error\"}",
-            ),
+            (BrokerError::Store(StoreError::Unreadable("x")), 500, "{\"description\":\"internal error\"}"),
         ] {
             let name = format!("{err:?}");
             let reply = Reply::from(err);
             let text = String::from_utf8(reply.body).unwrap();
-            assert!(
-                reply.status == status && text.contains(body),
-                "{name}: {} {text}",
-                reply.status
-            );
+            assert!(reply.status == status && text.contains(body), "{name}: {} {text}", reply.status);
             assert_eq!(status == 503, !reply.headers.is_empty(), "{name}");
         }
     }

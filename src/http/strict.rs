@@ -75,8 +75,7 @@ impl Buffer {
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.bytes
-            .extend_from_slice(chunk.get(..count).unwrap_or_default());
+        self.bytes.extend_from_slice(chunk.get(..count).unwrap_or_default());
         Ok(())
     }
 
@@ -174,10 +173,7 @@ enum Framing {
 impl Request {
     /// The first header of that name, which is in lower case.
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -214,45 +210,24 @@ fn parse_head(head: &[u8]) -> Result<(Request, Framing), Refusal> {
     let framing = framing(&headers, is_1_1)?;
     let connection = |word: &str| {
         let values = headers.iter().filter(|(name, _)| name == "connection");
-        values
-            .flat_map(|(_, value)| value.split(','))
-            .any(|it| it.trim().eq_ignore_ascii_case(word))
+        values.flat_map(|(_, value)| value.split(',')).any(|it| it.trim().eq_ignore_ascii_case(word))
     };
     let keep_alive = !connection("close") && (is_1_1 || connection("keep-alive"));
     let method = parsed.method.unwrap_or_default().to_owned();
-    Ok((
-        Request {
-            method,
-            target: target.to_owned(),
-            headers,
-            body: Vec::new(),
-            keep_alive,
-        },
-        framing,
-    ))
+    Ok((Request { method, target: target.to_owned(), headers, body: Vec::new(), keep_alive }, framing))
 }
 
 /// One way of knowing where the body ends, and only one.
 fn framing(headers: &[(String, String)], is_1_1: bool) -> Result<Framing, Refusal> {
     let bad = |reason| Err(Refusal::Bad(400, reason));
     let all = |wanted: &str| -> Vec<&str> {
-        headers
-            .iter()
-            .filter(|(name, _)| name == wanted)
-            .map(|(_, value)| value.as_str())
-            .collect()
+        headers.iter().filter(|(name, _)| name == wanted).map(|(_, value)| value.as_str()).collect()
     };
-    match (
-        all("transfer-encoding").as_slice(),
-        all("content-length").as_slice(),
-    ) {
+    match (all("transfer-encoding").as_slice(), all("content-length").as_slice()) {
         ([], []) => Ok(Framing::Length(0)),
         ([], [length]) if !length.is_empty() && length.bytes().all(|it| it.is_ascii_digit()) => {
             // digits only: what does not fit is too large
-            length
-                .parse()
-                .map(Framing::Length)
-                .map_err(|_| Refusal::Bad(413, "the body is too large"))
+            length.parse().map(Framing::Length).map_err(|_| Refusal::Bad(413, "the body is too large"))
         }
         ([], _) => bad("Content-Length must be one number"),
         ([coding], []) if is_1_1 && coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked),
@@ -301,9 +276,7 @@ fn has_bare_line_feed(bytes: &[u8]) -> bool {
 
 /// Whether a carriage return stands without its line feed.
 fn has_bare_return(bytes: &[u8]) -> bool {
-    bytes
-        .windows(2)
-        .any(|it| matches!(it, [b'\r', next] if *next != b'\n'))
+    bytes.windows(2).any(|it| matches!(it, [b'\r', next] if *next != b'\n'))
 }
 
 #[cfg(test)]
@@ -339,11 +312,7 @@ mod tests {
 
     fn read(sent: &str) -> Result<Request, String> {
         let mut results = [1, 7, 8_192].map(|step| {
-            let mut peer = Peer {
-                sent: sent.as_bytes(),
-                step,
-                told: vec![],
-            };
+            let mut peer = Peer { sent: sent.as_bytes(), step, told: vec![] };
             read_request(&mut Buffer::default(), &mut peer, 1_000).map_err(|err| match err {
                 Refusal::Bad(status, _) => status.to_string(),
                 other @ (Refusal::Gone | Refusal::TooSlow) => format!("{other:?}"),
@@ -357,16 +326,11 @@ mod tests {
     #[test]
     fn plain_requests_are_read() {
         let request = read("GET /a?b HTTP/1.1\r\nHost: x\r\nA: b c\r\n\r\n").unwrap();
-        assert_eq!(
-            (request.method.as_str(), request.target.as_str()),
-            ("GET", "/a?b")
-        );
+        assert_eq!((request.method.as_str(), request.target.as_str()), ("GET", "/a?b"));
         assert_eq!(request.header("a"), Some("b c"));
         assert!(request.keep_alive && request.body.is_empty());
         assert_eq!(
-            read("\r\nPUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc")
-                .unwrap()
-                .body,
+            read("\r\nPUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc").unwrap().body,
             b"abc"
         );
         let chunked = "PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n00A\r\n0123456789\r\n0\r\n\r\n";
@@ -376,10 +340,7 @@ mod tests {
     #[test]
     fn keep_alive_is_what_the_version_and_the_header_say() {
         for (head, kept) in [
-            (
-                "GET / HTTP/1.1\r\nHost: x\r\nConnection: foo, Close\r\n\r\n",
-                false,
-            ),
+            ("GET / HTTP/1.1\r\nHost: x\r\nConnection: foo, Close\r\n\r\n", false),
             ("GET / HTTP/1.0\r\n\r\n", false),
             ("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", true),
         ] {
@@ -402,10 +363,7 @@ mod tests {
             (with("Content-Length: 99999999999999999999999"), "413"),
             (with("Transfer-Encoding: identity"), "400"),
             (with("Transfer-Encoding: gzip, chunked"), "400"),
-            (
-                with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
-                "400",
-            ),
+            (with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), "400"),
             (with("A: b\r\n Content-Length: 3"), "400"),
             (with("A : b"), "400"),
             (with(": b"), "400"),
@@ -421,17 +379,10 @@ mod tests {
             ("GET / x HTTP/1.1\r\nHost: x\r\n\r\n".into(), "505"),
             ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), "505"),
             ("GET / HTTP/1.1\nHost: x\n\n".into(), "400"),
-            (
-                "PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
-                "400",
-            ),
+            ("PUT / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(), "400"),
             (with("Expect: miracles"), "417"),
         ] {
-            assert_eq!(
-                read(&sent).map(|it| it.target),
-                Err(status.to_owned()),
-                "{sent:?}"
-            );
+            assert_eq!(read(&sent).map(|it| it.target), Err(status.to_owned()), "{sent:?}");
         }
     }
 
@@ -450,21 +401,14 @@ mod tests {
             ("fffff\r\n", "413"),
             ("3\r\nab", "Gone"),
         ] {
-            assert_eq!(
-                read(&chunked(body)).map(|it| it.target),
-                Err(status.to_owned()),
-                "{body:?}"
-            );
+            assert_eq!(read(&chunked(body)).map(|it| it.target), Err(status.to_owned()), "{body:?}");
         }
     }
 
     #[test]
     fn heads_are_bounded() {
         let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(HEAD_BYTES_MAX));
-        let many = format!(
-            "GET / HTTP/1.1\r\nHost: x\r\n{}\r\n",
-            "A: b\r\n".repeat(HEADERS_MAX)
-        );
+        let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(HEADERS_MAX));
         for sent in [long, many] {
             assert_eq!(read(&sent).map(|it| it.target), Err("431".to_owned()));
         }
@@ -474,14 +418,7 @@ mod tests {
     fn what_follows_a_request_stays_for_the_next() {
         let sent =
             b"PUT /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\naGET /2 HTTP/1.1\r\nHost: x\r\n\r\n";
-        let (mut buffer, mut peer) = (
-            Buffer::default(),
-            Peer {
-                sent,
-                step: 8_192,
-                told: vec![],
-            },
-        );
+        let (mut buffer, mut peer) = (Buffer::default(), Peer { sent, step: 8_192, told: vec![] });
         assert_eq!(read_request(&mut buffer, &mut peer, 9).unwrap().target, "/1");
         assert_eq!(read_request(&mut buffer, &mut peer, 9).unwrap().target, "/2");
         assert!(buffer.is_empty());
@@ -490,11 +427,7 @@ mod tests {
     #[test]
     fn continue_is_said_to_those_who_wait_for_it() {
         let head = b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n";
-        let mut peer = Peer {
-            sent: head,
-            step: 8_192,
-            told: vec![],
-        };
+        let mut peer = Peer { sent: head, step: 8_192, told: vec![] };
         assert!(read_request(&mut Buffer::default(), &mut peer, 9).is_err()); // no body follows
         assert_eq!(peer.told, b"HTTP/1.1 100 Continue\r\n\r\n");
     }

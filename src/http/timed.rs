@@ -27,20 +27,13 @@ pub(super) struct Timed {
 impl Timed {
     /// A socket whose patience has to be set before it is used.
     pub(super) fn new(socket: TcpStream) -> Timed {
-        Timed {
-            socket,
-            deadline: Instant::now(),
-        }
+        Timed { socket, deadline: Instant::now() }
     }
 
     /// What is left of the deadline.
     fn left(&self) -> io::Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(io::ErrorKind::TimedOut.into())
-        } else {
-            Ok(left)
-        }
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
     }
 }
 

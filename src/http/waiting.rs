@@ -68,10 +68,7 @@ impl Waiters {
         }
         list.waiters += 1;
         list.entries.entry(task.to_owned()).or_default().waiters += 1;
-        Some(Ticket {
-            waiters: self,
-            task: task.to_owned(),
-        })
+        Some(Ticket { waiters: self, task: task.to_owned() })
     }
 
     /// Sends everyone away, now and from now on.
@@ -120,11 +117,7 @@ impl Waiters {
     fn ask(&self, store: &Store) {
         let open: Vec<String> = {
             let list = self.list();
-            list.entries
-                .iter()
-                .filter(|(_, it)| it.ended.is_none())
-                .map(|(task, _)| task.clone())
-                .collect()
+            list.entries.iter().filter(|(_, it)| it.ended.is_none()).map(|(task, _)| task.clone()).collect()
         };
         if open.is_empty() {
             return;
@@ -166,12 +159,7 @@ impl Ticket<'_> {
             if ended.is_some() || list.stopping || left.is_zero() {
                 return ended;
             }
-            list = self
-                .waiters
-                .changed
-                .wait_timeout(list, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            list = self.waiters.changed.wait_timeout(list, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -209,9 +197,7 @@ mod tests {
     #[test]
     fn the_list_is_bounded_and_empties_itself() {
         let waiters = Waiters::default();
-        let tickets: Vec<_> = (0..WAITERS_MAX)
-            .map(|it| waiters.enter(&it.to_string()).unwrap())
-            .collect();
+        let tickets: Vec<_> = (0..WAITERS_MAX).map(|it| waiters.enter(&it.to_string()).unwrap()).collect();
         assert!(waiters.enter("one more").is_none());
         drop(tickets);
         assert!(waiters.enter("one more").is_some());

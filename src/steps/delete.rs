@@ -130,10 +130,7 @@ fn remove_versions(work: &Work<'_>, caller: &Caller<'_>, bucket: &str) -> Result
         deleted += gone;
         let progress = format!("the bucket is being emptied: {deleted} versions deleted in this run");
         if began.elapsed() > SLICE {
-            return Err(StepError::Wait {
-                delay: Duration::ZERO,
-                reason: progress,
-            });
+            return Err(StepError::Wait { delay: Duration::ZERO, reason: progress });
         }
         if reported.elapsed() > REPORT_INTERVAL {
             work.report(progress)?;
@@ -173,15 +170,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_deleted_is_named() {
-        let error = ObjectError {
-            key: "a\nb".into(),
-            version_id: "v".into(),
-            code: "AccessDenied".into(),
-        };
+        let error = ObjectError { key: "a\nb".into(), version_id: "v".into(), code: "AccessDenied".into() };
         let text = stuck(&[error.clone(), error]).to_string();
-        assert_eq!(
-            text,
-            "2 objects cannot be deleted, the first is \"a\\nb\": AWS answered AccessDenied"
-        );
+        assert_eq!(text, "2 objects cannot be deleted, the first is \"a\\nb\": AWS answered AccessDenied");
     }
 }

@@ -176,10 +176,7 @@ pub(crate) struct Notes {
 impl Notes {
     /// The notes of a sweep after `name`.
     pub(crate) fn of_sweep(name: String) -> Notes {
-        Notes {
-            name: Some(name),
-            ..Notes::default()
-        }
+        Notes { name: Some(name), ..Notes::default() }
     }
 
     /// From a task's metadata; what cannot be read counts as nothing, which is always safe.
@@ -218,17 +215,13 @@ impl Work<'_> {
     /// Keeps notes for the next run.
     fn remember(&self, notes: &Notes) -> Result<(), StepError> {
         let (task, metadata) = (self.claim.task.clone(), notes.to_json());
-        Ok(self
-            .store
-            .fenced(self.claim, move |tx| tx.remember(&task, &metadata))?)
+        Ok(self.store.fenced(self.claim, move |tx| tx.remember(&task, &metadata))?)
     }
 
     /// Tells how far the task has come.
     fn report(&self, progress: String) -> Result<(), StepError> {
         let claim = self.claim.clone();
-        Ok(self
-            .store
-            .fenced(self.claim, move |tx| tx.report_progress(&claim, &progress))?)
+        Ok(self.store.fenced(self.claim, move |tx| tx.report_progress(&claim, &progress))?)
     }
 
     /// The account that the buckets belong to, where it is known.
@@ -258,22 +251,13 @@ mod tests {
                 message: String::new(),
             })
         };
-        let wait = StepError::Wait {
-            delay: Duration::from_secs(1),
-            reason: "x".into(),
-        };
+        let wait = StepError::Wait { delay: Duration::from_secs(1), reason: "x".into() };
         for (err, verdict) in [
             (refused("AccessDenied", 403), Verdict::GiveUp),
             (refused("NoSuchEntity", 404), Verdict::Retry),
             (refused("InvalidClientTokenId", 403), Verdict::Retry),
-            (
-                StepError::Aws(AwsError::Halted { operation: "x" }),
-                Verdict::Halted,
-            ),
-            (
-                StepError::Aws(AwsError::Deadline { operation: "x" }),
-                Verdict::Retry,
-            ),
+            (StepError::Aws(AwsError::Halted { operation: "x" }), Verdict::Halted),
+            (StepError::Aws(AwsError::Deadline { operation: "x" }), Verdict::Retry),
             (StepError::Store(StoreError::Silent), Verdict::Retry),
             (StepError::Store(StoreError::LeaseLost), Verdict::Halted),
             (StepError::Unfixable("x".into()), Verdict::GiveUp),
@@ -286,28 +270,16 @@ mod tests {
 
     #[test]
     fn notes_survive_and_nonsense_counts_as_none() {
-        let notes = Notes {
-            prepared: true,
-            renamed: true,
-            name: None,
-        };
+        let notes = Notes { prepared: true, renamed: true, name: None };
         let again = Notes::parse(&notes.to_json());
         assert!(again.prepared && again.renamed);
         assert!(!Notes::parse("").prepared && !Notes::parse("[1]").prepared);
-        assert_eq!(
-            Notes::parse(&Notes::of_sweep("n".into()).to_json())
-                .name
-                .as_deref(),
-            Some("n")
-        );
+        assert_eq!(Notes::parse(&Notes::of_sweep("n".into()).to_json()).name.as_deref(), Some("n"));
     }
 
     #[test]
     fn arns_name_their_account() {
-        assert_eq!(
-            account_of("arn:aws:iam::123456789012:user/x/y"),
-            Some("123456789012")
-        );
+        assert_eq!(account_of("arn:aws:iam::123456789012:user/x/y"), Some("123456789012"));
         assert_eq!(account_of("arn:aws:s3:::bucket"), None);
         assert_eq!(account_of(""), None);
     }

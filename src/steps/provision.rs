@@ -49,9 +49,7 @@ struct Promise {
 pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     let mut instance = work.instance()?;
     if instance.age > work.settings.provision_deadline {
-        return Err(StepError::Unfixable(
-            "the bucket could not be created in time".to_owned(),
-        ));
+        return Err(StepError::Unfixable("the bucket could not be created in time".to_owned()));
     }
     let mut notes = Notes::parse(&work.claim.metadata);
     if !notes.prepared {
@@ -75,8 +73,7 @@ fn prepare(work: &Work<'_>, instance: &mut Instance, notes: &mut Notes) -> Resul
     ensure_user(work, instance)?;
     let key = kms_key(work, instance, &promise)?;
     let policy = tenant_policy(work.aws.partition(), &instance.name, key.as_ref());
-    work.caller()
-        .put_user_policy(&instance.name, POLICY_NAME, &policy)?;
+    work.caller().put_user_policy(&instance.name, POLICY_NAME, &policy)?;
     ensure_access_key(work, instance)?;
     ensure_bucket(work, instance, notes)?;
     harden(work, instance)?;
@@ -109,15 +106,8 @@ fn kms_key(work: &Work<'_>, instance: &Instance, promise: &Promise) -> Result<Op
     let Some(named) = named.filter(|_| promise.encrypted) else {
         return Ok(None);
     };
-    let parsed = KmsKey::parse(
-        named,
-        work.aws.partition(),
-        work.aws.region(),
-        work.account(instance),
-    );
-    parsed
-        .map(Some)
-        .map_err(|err| StepError::Unfixable(format!("the plan's KMS key: {err}")))
+    let parsed = KmsKey::parse(named, work.aws.partition(), work.aws.region(), work.account(instance));
+    parsed.map(Some).map_err(|err| StepError::Unfixable(format!("the plan's KMS key: {err}")))
 }
 
 /// Leaves a user of the instance's name, and its ARN in the row.
@@ -125,10 +115,8 @@ fn ensure_user(work: &Work<'_>, instance: &mut Instance) -> Result<(), StepError
     if instance.user_arn.is_some() {
         return Ok(());
     }
-    let (path, boundary) = (
-        work.settings.iam_path.as_deref(),
-        work.settings.iam_permissions_boundary.as_deref(),
-    );
+    let (path, boundary) =
+        (work.settings.iam_path.as_deref(), work.settings.iam_permissions_boundary.as_deref());
     let caller = work.caller();
     let made = caller.create_user(&instance.name, path, boundary, &tags(instance))?;
     // The name is random: a user that is there already is the work of an earlier run.
@@ -136,9 +124,7 @@ fn ensure_user(work: &Work<'_>, instance: &mut Instance) -> Result<(), StepError
         Some(user) => Some(user),
         None => caller.get_user(&instance.name)?,
     };
-    let arn = user
-        .ok_or_else(|| wait(KEY_TRIAL_INTERVAL, "AWS does not show the new user yet"))?
-        .arn;
+    let arn = user.ok_or_else(|| wait(KEY_TRIAL_INTERVAL, "AWS does not show the new user yet"))?.arn;
     instance.user_arn = Some(arn.clone());
     work.write(move |tx, id| tx.save_user_arn(id, &arn))
 }
@@ -167,9 +153,9 @@ fn ensure_access_key(work: &Work<'_>, instance: &Instance) -> Result<(), StepErr
 fn ensure_bucket(work: &Work<'_>, instance: &Instance, notes: &mut Notes) -> Result<(), StepError> {
     match work.caller().create_bucket(&instance.name)? {
         BucketCreation::Ours => Ok(()),
-        BucketCreation::TakenByAnother if notes.renamed => Err(StepError::Unfixable(
-            "two random bucket names belong to somebody else".to_owned(),
-        )),
+        BucketCreation::TakenByAnother if notes.renamed => {
+            Err(StepError::Unfixable("two random bucket names belong to somebody else".to_owned()))
+        }
         BucketCreation::TakenByAnother => rename(work, instance, notes),
     }
 }
@@ -179,11 +165,7 @@ fn rename(work: &Work<'_>, instance: &Instance, notes: &mut Notes) -> Result<(),
     super::delete::remove_user(work, instance, &instance.name)?;
     let name = random::instance_name(&work.settings.name_prefix);
     let name = name.map_err(|err| StepError::Unfixable(err.to_string()))?;
-    log::warn!(
-        "bucket name is somebody else's: instance={:?} old={} new={name}",
-        instance.id,
-        instance.name
-    );
+    log::warn!("bucket name is somebody else's: instance={:?} old={} new={name}", instance.id, instance.name);
     notes.renamed = true;
     let (task, metadata) = (work.claim.task.clone(), notes.to_json());
     work.write(move |tx, id| {
@@ -196,25 +178,13 @@ fn rename(work: &Work<'_>, instance: &Instance, notes: &mut Notes) -> Result<(),
 /// Private, without access lists, and over TLS only where the endpoint speaks TLS.
 fn harden(work: &Work<'_>, instance: &Instance) -> Result<(), StepError> {
     let (caller, bucket) = (work.caller(), instance.name.as_str());
-    skip_unknown(
-        caller.put_public_access_block(bucket),
-        "PutPublicAccessBlock",
-        bucket,
-    )?;
-    skip_unknown(
-        caller.put_bucket_ownership_controls(bucket),
-        "PutBucketOwnershipControls",
-        bucket,
-    )?;
+    skip_unknown(caller.put_public_access_block(bucket), "PutPublicAccessBlock", bucket)?;
+    skip_unknown(caller.put_bucket_ownership_controls(bucket), "PutBucketOwnershipControls", bucket)?;
     if work.aws.s3_is_plain_http() {
         return Ok(()); // the policy would lock the tenant out; the worker has warned at its start
     }
     let policy = tls_only_bucket_policy(work.aws.partition(), bucket);
-    skip_unknown(
-        caller.put_bucket_policy(bucket, &policy),
-        "PutBucketPolicy",
-        bucket,
-    )
+    skip_unknown(caller.put_bucket_policy(bucket, &policy), "PutBucketPolicy", bucket)
 }
 
 /// Leaves the bucket encrypting with the key, and sees that it does.
@@ -224,14 +194,7 @@ fn ensure_encryption(work: &Work<'_>, instance: &Instance, key: Option<&KmsKey>)
     let found = caller.get_bucket_encryption(&instance.name)?;
     let kept = found
         .is_some_and(|it| it.algorithm == "aws:kms" && (wanted.is_none() || it.kms_key.as_deref() == wanted));
-    if kept {
-        Ok(())
-    } else {
-        Err(wait(
-            SETTING_TRIAL_INTERVAL,
-            "AWS does not show the encryption yet",
-        ))
-    }
+    if kept { Ok(()) } else { Err(wait(SETTING_TRIAL_INTERVAL, "AWS does not show the encryption yet")) }
 }
 
 /// Leaves the bucket keeping versions for as long as is promised, and sees that it does.
@@ -240,19 +203,14 @@ fn ensure_versioning(work: &Work<'_>, instance: &Instance) -> Result<(), StepErr
     caller.put_bucket_versioning(bucket, true)?;
     caller.put_bucket_lifecycle_configuration(bucket, Some(STORAGE_CLASS))?;
     let versioned = caller.get_bucket_versioning(bucket)?.as_deref() == Some("Enabled");
-    let rules = caller
-        .get_bucket_lifecycle_configuration(bucket)?
-        .unwrap_or_default();
+    let rules = caller.get_bucket_lifecycle_configuration(bucket)?.unwrap_or_default();
     let expires = rules
         .iter()
         .any(|it| it.status == "Enabled" && it.noncurrent_expiration_days == Some(NONCURRENT_DAYS));
     if versioned && expires {
         Ok(())
     } else {
-        Err(wait(
-            SETTING_TRIAL_INTERVAL,
-            "AWS does not show the versioning yet",
-        ))
+        Err(wait(SETTING_TRIAL_INTERVAL, "AWS does not show the versioning yet"))
     }
 }
 
@@ -264,34 +222,16 @@ fn prove_access_key(work: &Work<'_>, instance: &Instance, notes: &mut Notes) -> 
         work.remember(notes)?;
         return Err(wait(Duration::ZERO, "the access key is made again"));
     };
-    let tenant = Credentials {
-        access_key_id: id.clone(),
-        secret_access_key: secret.clone(),
-        session_token: None,
-    };
-    match work
-        .aws
-        .caller(&tenant, work.permit)
-        .get_bucket_location(&instance.name)
-    {
+    let tenant =
+        Credentials { access_key_id: id.clone(), secret_access_key: secret.clone(), session_token: None };
+    match work.aws.caller(&tenant, work.permit).get_bucket_location(&instance.name) {
         Ok(region) => Ok(region),
-        Err(
-            err @ AwsError::Refused {
-                status: 400 | 401 | 403,
-                ..
-            },
-        ) => {
-            log::debug!(
-                "new key does not work yet: instance={:?} cause={err}",
-                instance.id
-            );
+        Err(err @ AwsError::Refused { status: 400 | 401 | 403, .. }) => {
+            log::debug!("new key does not work yet: instance={:?} cause={err}", instance.id);
             if instance.key_age.is_none_or(|it| it > KEY_PATIENCE) {
                 replace_access_key(work, instance, id, notes)?;
             }
-            Err(wait(
-                KEY_TRIAL_INTERVAL,
-                "AWS does not know the new access key everywhere yet",
-            ))
+            Err(wait(KEY_TRIAL_INTERVAL, "AWS does not know the new access key everywhere yet"))
         }
         Err(err) => Err(err.into()),
     }
@@ -304,10 +244,7 @@ fn replace_access_key(
     key: &str,
     notes: &mut Notes,
 ) -> Result<(), StepError> {
-    log::warn!(
-        "access key never came to work and is replaced: instance={:?} key={key}",
-        instance.id
-    );
+    log::warn!("access key never came to work and is replaced: instance={:?} key={key}", instance.id);
     work.caller().delete_access_key(&instance.name, key)?;
     notes.prepared = false;
     let (task, metadata) = (work.claim.task.clone(), notes.to_json());
@@ -349,10 +286,7 @@ fn skip_unknown(result: Result<(), AwsError>, operation: &str, bucket: &str) -> 
 
 /// Look again after `delay`.
 fn wait(delay: Duration, reason: &str) -> StepError {
-    StepError::Wait {
-        delay,
-        reason: reason.to_owned(),
-    }
+    StepError::Wait { delay, reason: reason.to_owned() }
 }
 
 #[cfg(test)]
@@ -364,24 +298,12 @@ mod tests {
         for (details, versioned, encrypted) in [
             (r#"{"versioned":false}"#, false, false),
             (r#"{"versioned":true}"#, true, false),
-            (
-                r#"{"versioned":false, "encrypted":true, "kmsKeyId":"${AWS_KMS_KEY_ID}"}"#,
-                false,
-                true,
-            ),
-            (
-                r#"{"versioned":true, "encrypted":true, "kmsKeyId":"alias/x", "more":1}"#,
-                true,
-                true,
-            ),
+            (r#"{"versioned":false, "encrypted":true, "kmsKeyId":"${AWS_KMS_KEY_ID}"}"#, false, true),
+            (r#"{"versioned":true, "encrypted":true, "kmsKeyId":"alias/x", "more":1}"#, true, true),
             ("{}", false, false),
         ] {
             let promise: Promise = serde_json::from_str(details).unwrap();
-            assert_eq!(
-                (promise.versioned, promise.encrypted),
-                (versioned, encrypted),
-                "{details}"
-            );
+            assert_eq!((promise.versioned, promise.encrypted), (versioned, encrypted), "{details}");
         }
         assert!(serde_json::from_str::<Promise>(r#"{"versioned":"yes"}"#).is_err());
     }

@@ -33,13 +33,7 @@ impl Transaction<'_> {
         binding: &str,
     ) -> Result<Option<Binding>, StoreError> {
         let row = self.query_opt(FIND, &[(&instance, Type::TEXT), (&binding, Type::TEXT)])?;
-        row.map(|row| {
-            Ok(Binding {
-                app: row.try_get("app")?,
-                deleted: row.try_get("deleted")?,
-            })
-        })
-        .transpose()
+        row.map(|row| Ok(Binding { app: row.try_get("app")?, deleted: row.try_get("deleted")? })).transpose()
     }
 
     /// Writes a binding that is bound from now on.

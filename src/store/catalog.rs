@@ -115,9 +115,7 @@ impl Transaction<'_> {
 
     /// The plan, also when it is not sold any more.
     pub(crate) fn find_plan(&mut self, id: &str) -> Result<Option<PlanRow>, StoreError> {
-        self.query_opt(FIND_PLAN, &[(&id, Type::TEXT)])?
-            .map(|row| PlanRow::read(&row))
-            .transpose()
+        self.query_opt(FIND_PLAN, &[(&id, Type::TEXT)])?.map(|row| PlanRow::read(&row)).transpose()
     }
 }
 

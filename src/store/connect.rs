@@ -48,12 +48,8 @@ const KNOWN_PARAMETERS: [&str; 15] = [
     "target_session_attrs",
 ];
 /// Parameters of libpq or lib/pq that mean nothing here.
-const IGNORED_PARAMETERS: [&str; 4] = [
-    "fallback_application_name",
-    "binary_parameters",
-    "disable_prepared_binary_result",
-    "gssencmode",
-];
+const IGNORED_PARAMETERS: [&str; 4] =
+    ["fallback_application_name", "binary_parameters", "disable_prepared_binary_result", "gssencmode"];
 
 /// A database that can be connected to.
 pub(crate) struct Target {
@@ -69,10 +65,7 @@ impl Target {
     /// Understands a database URL; the error is fit to be shown and holds no part of the URL.
     pub(crate) fn parse(url: &Secret, statement_timeout: Duration) -> Result<Target, String> {
         let text = url.expose();
-        if !["postgres://", "postgresql://"]
-            .iter()
-            .any(|it| text.starts_with(it))
-        {
+        if !["postgres://", "postgresql://"].iter().any(|it| text.starts_with(it)) {
             return Err("must begin with postgres:// or postgresql://".to_owned());
         }
         let (base, query) = text.split_once('?').unwrap_or((text, ""));
@@ -85,9 +78,7 @@ impl Target {
         if config.get_application_name().is_none() {
             config.application_name("servicebroker");
         }
-        config
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_user_timeout(TCP_USER_TIMEOUT);
+        config.connect_timeout(CONNECT_TIMEOUT).tcp_user_timeout(TCP_USER_TIMEOUT);
         config.ssl_mode(match parameters.encryption {
             Encryption::Off => postgres::config::SslMode::Disable,
             Encryption::Preferred => postgres::config::SslMode::Prefer,
@@ -174,11 +165,7 @@ impl Parameters {
                 );
             }
         };
-        Ok(Parameters {
-            kept,
-            encryption,
-            root_file,
-        })
+        Ok(Parameters { kept, encryption, root_file })
     }
 
     /// The TLS side of a connection, `None` without encryption.
@@ -213,10 +200,7 @@ impl MakeTlsConnect<Socket> for Connector {
     fn make_tls_connect(&mut self, host: &str) -> io::Result<Handshake> {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| io::Error::other("the database's host name cannot be used with TLS"))?;
-        Ok(Handshake {
-            config: Arc::clone(&self.0),
-            name,
-        })
+        Ok(Handshake { config: Arc::clone(&self.0), name })
     }
 }
 
@@ -235,10 +219,7 @@ impl TlsConnect<Socket> for Handshake {
 
     fn connect(self, socket: Socket) -> Self::Future {
         Box::pin(async move {
-            tokio_rustls::TlsConnector::from(self.config)
-                .connect(self.name, socket)
-                .await
-                .map(Encrypted)
+            tokio_rustls::TlsConnector::from(self.config).connect(self.name, socket).await.map(Encrypted)
         })
     }
 }
@@ -291,36 +272,23 @@ mod tests {
             ("sslmode=prefer", Encryption::Preferred),
             ("", Encryption::Required(Verify::Nothing)),
             ("sslmode=require", Encryption::Required(Verify::Nothing)),
-            (
-                "sslmode=require&sslrootcert=/ca.pem",
-                Encryption::Required(Verify::Chain),
-            ),
+            ("sslmode=require&sslrootcert=/ca.pem", Encryption::Required(Verify::Chain)),
             ("sslmode=verify-ca", Encryption::Required(Verify::Chain)),
             ("sslmode=verify-full", Encryption::Required(Verify::ChainAndName)),
         ] {
-            assert_eq!(
-                Parameters::parse(query).map(|it| it.encryption),
-                Ok(expected),
-                "{query}"
-            );
+            assert_eq!(Parameters::parse(query).map(|it| it.encryption), Ok(expected), "{query}");
         }
     }
 
     #[test]
     fn unknown_parameters_become_session_options() {
         let parameters = Parameters::parse("search_path=my%20app&sslmode=disable&connect_timeout=3").unwrap();
-        assert_eq!(
-            parameters.kept,
-            ["connect_timeout=3", "options=-c%20search_path=my%5C%20app"]
-        );
+        assert_eq!(parameters.kept, ["connect_timeout=3", "options=-c%20search_path=my%5C%20app"]);
     }
 
     #[test]
     fn good_urls_parse() {
-        for url in [
-            "postgres://u:p%40@h:5432/d?sslmode=disable",
-            "postgresql://u@h/d?sslmode=require",
-        ] {
+        for url in ["postgres://u:p%40@h:5432/d?sslmode=disable", "postgresql://u@h/d?sslmode=require"] {
             assert!(parse(url).is_ok(), "{url}");
         }
     }

@@ -200,38 +200,29 @@ impl Transaction<'_> {
 
     /// The instance, deleted or not.
     pub(crate) fn find_instance(&mut self, id: &str) -> Result<Option<Instance>, StoreError> {
-        self.query_opt(FIND, &[(&id, Type::TEXT)])?
-            .map(|row| Instance::read(&row))
-            .transpose()
+        self.query_opt(FIND, &[(&id, Type::TEXT)])?.map(|row| Instance::read(&row)).transpose()
     }
 
     /// The instance, held against other writers until the transaction ends.
     pub(crate) fn lock_instance(&mut self, id: &str) -> Result<Option<Instance>, StoreError> {
-        self.query_opt(LOCK, &[(&id, Type::TEXT)])?
-            .map(|row| Instance::read(&row))
-            .transpose()
+        self.query_opt(LOCK, &[(&id, Type::TEXT)])?.map(|row| Instance::read(&row)).transpose()
     }
 
     /// Fills in what a row of the old broker does not know.
     pub(crate) fn fill_attributes(&mut self, id: &str, sent: &Provisioned) -> Result<(), StoreError> {
-        let parameters: [super::Parameter<'_>; 3] = [
-            (&id, Type::TEXT),
-            (&sent.organization, Type::TEXT),
-            (&sent.space, Type::TEXT),
-        ];
+        let parameters: [super::Parameter<'_>; 3] =
+            [(&id, Type::TEXT), (&sent.organization, Type::TEXT), (&sent.space, Type::TEXT)];
         self.execute(FILL, &parameters).map(drop)
     }
 
     /// Moves an instance to another status.
     pub(crate) fn set_status(&mut self, id: &str, status: InstanceStatus) -> Result<(), StoreError> {
-        self.execute(SET_STATUS, &[(&id, Type::TEXT), (&status.as_str(), Type::TEXT)])
-            .map(drop)
+        self.execute(SET_STATUS, &[(&id, Type::TEXT), (&status.as_str(), Type::TEXT)]).map(drop)
     }
 
     /// Keeps the ARN of the instance's user.
     pub(crate) fn save_user_arn(&mut self, id: &str, arn: &str) -> Result<(), StoreError> {
-        self.execute(SAVE_USER, &[(&id, Type::TEXT), (&arn, Type::TEXT)])
-            .map(drop)
+        self.execute(SAVE_USER, &[(&id, Type::TEXT), (&arn, Type::TEXT)]).map(drop)
     }
 
     /// Keeps the instance's access key; `None` forgets it.
@@ -241,17 +232,12 @@ impl Transaction<'_> {
         key: Option<(&str, &Secret)>,
     ) -> Result<(), StoreError> {
         let (key_id, secret) = (key.map(|it| it.0), key.map(|it| it.1.expose()));
-        self.execute(
-            SAVE_KEY,
-            &[(&id, Type::TEXT), (&key_id, Type::TEXT), (&secret, Type::TEXT)],
-        )
-        .map(drop)
+        self.execute(SAVE_KEY, &[(&id, Type::TEXT), (&key_id, Type::TEXT), (&secret, Type::TEXT)]).map(drop)
     }
 
     /// Gives the instance another name, under which nothing was made yet.
     pub(crate) fn rename_instance(&mut self, id: &str, name: &str) -> Result<(), StoreError> {
-        self.execute(RENAME, &[(&id, Type::TEXT), (&name, Type::TEXT)])
-            .map(drop)
+        self.execute(RENAME, &[(&id, Type::TEXT), (&name, Type::TEXT)]).map(drop)
     }
 
     /// The instance can be used from now on.
@@ -267,8 +253,7 @@ impl Transaction<'_> {
 
     /// Nothing is left of the instance in AWS; its secrets go here too.
     pub(crate) fn wipe_instance(&mut self, id: &str, deleted: bool) -> Result<(), StoreError> {
-        self.execute(WIPE, &[(&id, Type::TEXT), (&deleted, Type::BOOL)])
-            .map(drop)
+        self.execute(WIPE, &[(&id, Type::TEXT), (&deleted, Type::BOOL)]).map(drop)
     }
 }
 

@@ -41,10 +41,6 @@ impl Listener {
         while let Some(next) = self.0.notifications().iter().next()? {
             payloads.push(next.payload().to_owned());
         }
-        if self.0.is_closed() {
-            Err(StoreError::Silent)
-        } else {
-            Ok(payloads)
-        }
+        if self.0.is_closed() { Err(StoreError::Silent) } else { Ok(payloads) }
     }
 }

@@ -81,12 +81,7 @@ impl std::fmt::Display for StoreError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             StoreError::Postgres(err) => match err.as_db_error() {
-                Some(answer) => write!(
-                    f,
-                    "PostgreSQL said {}: {}",
-                    answer.code().code(),
-                    answer.message()
-                ),
+                Some(answer) => write!(f, "PostgreSQL said {}: {}", answer.code().code(), answer.message()),
                 None => match std::error::Error::source(err) {
                     Some(source) => write!(f, "PostgreSQL: {err}: {source}"),
                     None => write!(f, "PostgreSQL: {err}"),
@@ -167,10 +162,7 @@ impl Store {
             target,
             connections_max,
             call_timeout: statement_timeout + GRACE,
-            pool: Mutex::new(Pool {
-                idle: Vec::new(),
-                open: 0,
-            }),
+            pool: Mutex::new(Pool { idle: Vec::new(), open: 0 }),
             returned: Condvar::new(),
             abandoned: AtomicUsize::new(0),
         }))
@@ -251,12 +243,7 @@ impl Store {
             if left.is_zero() {
                 return Err(StoreError::Busy);
             }
-            pool = self
-                .0
-                .returned
-                .wait_timeout(pool, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            pool = self.0.returned.wait_timeout(pool, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -300,19 +287,12 @@ impl Store {
 fn open_thread() -> Result<Connection, StoreError> {
     let (jobs, inbox) = mpsc::channel::<Job>();
     let work = move || {
-        let mut slot = Slot {
-            client: None,
-            used: Instant::now(),
-        };
+        let mut slot = Slot { client: None, used: Instant::now() };
         for job in inbox {
             job(&mut slot);
         }
     };
-    match std::thread::Builder::new()
-        .name("database".into())
-        .stack_size(STACK_BYTES)
-        .spawn(work)
-    {
+    match std::thread::Builder::new().name("database".into()).stack_size(STACK_BYTES).spawn(work) {
         Ok(_) => Ok(Connection { jobs }),
         Err(err) => {
             log::error!("no thread for a database connection: cause={err}");

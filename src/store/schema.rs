@@ -50,10 +50,7 @@ fn is_current(tx: &mut Transaction<'_>) -> Result<bool, StoreError> {
         return Ok(false);
     }
     let row = tx.query_opt(FIND_VERSION, &[])?;
-    Ok(row
-        .map(|row| row.try_get::<_, i32>("version"))
-        .transpose()?
-        .is_some_and(|it| it >= VERSION))
+    Ok(row.map(|row| row.try_get::<_, i32>("version")).transpose()?.is_some_and(|it| it >= VERSION))
 }
 
 #[cfg(test)]
@@ -62,8 +59,6 @@ mod tests {
 
     #[test]
     fn schema_sql_sets_the_version_that_the_code_looks_for() {
-        assert!(SCHEMA.contains(&format!(
-            "insert into schema_version (version) values ({VERSION})"
-        )));
+        assert!(SCHEMA.contains(&format!("insert into schema_version (version) values ({VERSION})")));
     }
 }

@@ -262,8 +262,7 @@ impl Store {
         let claim = claim.clone();
         self.transaction(move |tx| {
             tx.query_opt(HOLD_INSTANCE, &[(&claim.instance, Type::TEXT)])?;
-            tx.query_opt(HOLD_CLAIM, &claim.fence())?
-                .ok_or(StoreError::LeaseLost)?;
+            tx.query_opt(HOLD_CLAIM, &claim.fence())?.ok_or(StoreError::LeaseLost)?;
             job(tx)
         })
     }
@@ -272,9 +271,7 @@ impl Store {
     pub(crate) fn look_at_claim(&self, claim: &Claim) -> Result<LeaseState, StoreError> {
         let claim = claim.clone();
         self.transaction(move |tx| {
-            let row = tx
-                .query_opt(LOOK_AT_CLAIM, &claim.fence())?
-                .ok_or(StoreError::LeaseLost)?;
+            let row = tx.query_opt(LOOK_AT_CLAIM, &claim.fence())?.ok_or(StoreError::LeaseLost)?;
             LeaseState::read(&row)
         })
     }
@@ -326,14 +323,7 @@ impl Transaction<'_> {
 
     /// Ends a claim and tells who waits for the task.
     fn settle(&mut self, claim: &Claim, state: &str, result: &str) -> Result<(), StoreError> {
-        self.execute(
-            SETTLE,
-            &[
-                (&claim.task, Type::TEXT),
-                (&state, Type::TEXT),
-                (&result, Type::TEXT),
-            ],
-        )?;
+        self.execute(SETTLE, &[(&claim.task, Type::TEXT), (&state, Type::TEXT), (&result, Type::TEXT)])?;
         self.notify(ENDED, &claim.task)
     }
 
@@ -372,23 +362,17 @@ impl Transaction<'_> {
             (&result, Type::TEXT),
         ];
         self.execute(REQUEUE, &parameters)?;
-        if delay.is_zero() {
-            self.notify(DUE, &claim.task)
-        } else {
-            Ok(())
-        }
+        if delay.is_zero() { self.notify(DUE, &claim.task) } else { Ok(()) }
     }
 
     /// Says how far a claimed task has come.
     pub(crate) fn report_progress(&mut self, claim: &Claim, result: &str) -> Result<(), StoreError> {
-        self.execute(REPORT, &[(&claim.task, Type::TEXT), (&result, Type::TEXT)])
-            .map(drop)
+        self.execute(REPORT, &[(&claim.task, Type::TEXT), (&result, Type::TEXT)]).map(drop)
     }
 
     /// Keeps what a claimed task needs to know when it runs again.
     pub(crate) fn remember(&mut self, task: &str, metadata: &str) -> Result<(), StoreError> {
-        self.execute(REMEMBER, &[(&task, Type::TEXT), (&metadata, Type::TEXT)])
-            .map(drop)
+        self.execute(REMEMBER, &[(&task, Type::TEXT), (&metadata, Type::TEXT)]).map(drop)
     }
 
     /// Stops the tasks of a kind: waiting ones fail, running ones are told to.
@@ -398,8 +382,7 @@ impl Transaction<'_> {
         for row in stopped {
             self.notify(ENDED, row.try_get("task")?)?;
         }
-        self.execute(CANCEL_RUNNING, &[(&instance, Type::TEXT), (&action, Type::TEXT)])
-            .map(drop)
+        self.execute(CANCEL_RUNNING, &[(&instance, Type::TEXT), (&action, Type::TEXT)]).map(drop)
     }
 
     /// The newest task of a kind.
@@ -421,8 +404,7 @@ impl Transaction<'_> {
 
     /// Tells who listens on `channel`, once committed.
     fn notify(&mut self, channel: &str, task: &str) -> Result<(), StoreError> {
-        self.query_one(NOTIFY, &[(&channel, Type::TEXT), (&task, Type::TEXT)])
-            .map(drop)
+        self.query_one(NOTIFY, &[(&channel, Type::TEXT), (&task, Type::TEXT)]).map(drop)
     }
 }
 
@@ -442,11 +424,7 @@ impl Claim {
 
     /// What proves that the claim is this one.
     fn fence(&self) -> [super::Parameter<'_>; 3] {
-        [
-            (&self.task, Type::TEXT),
-            (&self.worker, Type::TEXT),
-            (&self.claimed_at, Type::TIMESTAMPTZ),
-        ]
+        [(&self.task, Type::TEXT), (&self.worker, Type::TEXT), (&self.claimed_at, Type::TIMESTAMPTZ)]
     }
 }
 
@@ -465,10 +443,6 @@ impl TaskRow {
 impl LeaseState {
     /// From a row with `cancel`.
     fn read(row: &Row) -> Result<LeaseState, StoreError> {
-        Ok(if row.try_get("cancel")? {
-            LeaseState::Cancelled
-        } else {
-            LeaseState::Held
-        })
+        Ok(if row.try_get("cancel")? { LeaseState::Cancelled } else { LeaseState::Held })
     }
 }

@@ -75,10 +75,7 @@ impl Lease {
             store,
             stop,
             margin,
-            clock: Mutex::new(Clock {
-                ends,
-                progressed: Instant::now(),
-            }),
+            clock: Mutex::new(Clock { ends, progressed: Instant::now() }),
             lost: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
         }

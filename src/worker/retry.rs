@@ -37,9 +37,7 @@ impl RetryPolicy {
         if attempt >= self.attempts_max {
             return None;
         }
-        let doubled = self
-            .delay_s_first
-            .saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
+        let doubled = self.delay_s_first.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1)));
         Some(Duration::from_secs(doubled.min(self.delay_s_max).into()))
     }
 }
@@ -56,14 +54,8 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_their_cap() {
-        let policy = RetryPolicy {
-            delay_s_first: 2,
-            delay_s_max: 60,
-            attempts_max: 8,
-        };
-        let delays: Vec<_> = (1..=8)
-            .map(|it| policy.delay_after(it).map(|it| it.as_secs()))
-            .collect();
+        let policy = RetryPolicy { delay_s_first: 2, delay_s_max: 60, attempts_max: 8 };
+        let delays: Vec<_> = (1..=8).map(|it| policy.delay_after(it).map(|it| it.as_secs())).collect();
         let expected = [2, 4, 8, 16, 32, 60, 60].map(Some);
         assert_eq!((&delays[..7], delays[7]), (&expected[..], None));
     }
@@ -74,20 +66,14 @@ mod tests {
             let delay = RetryPolicy::of(&kind).delay_after(u32::MAX - 1);
             assert_eq!(delay, Some(Duration::from_secs(3_600)), "{kind:?}");
         }
-        assert_eq!(
-            RetryPolicy::of(&TaskKind::Unknown("x".into())).delay_after(1),
-            None
-        );
+        assert_eq!(RetryPolicy::of(&TaskKind::Unknown("x".into())).delay_after(1), None);
     }
 
     #[test]
     fn spread_takes_a_quarter_off_at_most() {
         for _ in 0..100 {
             let pause = spread(Duration::from_secs(8));
-            assert!(
-                (Duration::from_secs(6)..=Duration::from_secs(8)).contains(&pause),
-                "{pause:?}"
-            );
+            assert!((Duration::from_secs(6)..=Duration::from_secs(8)).contains(&pause), "{pause:?}");
         }
         assert_eq!(spread(Duration::ZERO), Duration::ZERO);
     }

@@ -112,23 +112,15 @@ fn give_up(tx: &mut Transaction<'_>, claim: &Claim, public: &str) -> Result<(), 
 /// One line for each run.
 pub(super) fn log_outcome(claim: &Claim, next: &Next, began: Instant) {
     let (kind, took_ms) = (claim.kind.as_str(), began.elapsed().as_millis());
-    let of = format!(
-        "task={} kind={kind} instance={:?} attempt={}",
-        claim.task, claim.instance, claim.attempt
-    );
+    let of =
+        format!("task={} kind={kind} instance={:?} attempt={}", claim.task, claim.instance, claim.attempt);
     match next {
         Next::End(_) => log::info!("task finished: {of} took_ms={took_ms}"),
         Next::Retry { delay, cause, .. } => {
-            log::warn!(
-                "task will be retried: {of} next_in_s={:.1} cause={cause}",
-                delay.as_secs_f64()
-            );
+            log::warn!("task will be retried: {of} next_in_s={:.1} cause={cause}", delay.as_secs_f64());
         }
         Next::Snooze { delay, public } => {
-            log::debug!(
-                "task waits: {of} next_in_s={:.1} reason={public}",
-                delay.as_secs_f64()
-            );
+            log::debug!("task waits: {of} next_in_s={:.1} reason={public}", delay.as_secs_f64());
         }
         Next::GiveUp { cause, .. } => log::error!("task given up: {of} cause={cause}"),
         Next::Stopped => log::info!("task stopped by delete: {of}"),

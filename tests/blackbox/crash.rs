@@ -13,9 +13,7 @@ const SIDE_BY_SIDE: usize = 6;
 /// A setup whose worker talks through a relay, with a short lease.
 fn behind_relay() -> (Setup, Relay) {
     let relay = Relay::start();
-    let mut setup = Setup::new()
-        .with("LEASE_SECONDS", LEASE_S)
-        .with("WAIT_SECONDS", "0");
+    let mut setup = Setup::new().with("LEASE_SECONDS", LEASE_S).with("WAIT_SECONDS", "0");
     setup.endpoint = relay.endpoint.clone();
     (setup, relay)
 }
@@ -64,12 +62,7 @@ fn check_one_of_each(setup: &Setup) {
 /// Nothing in AWS, no secret in the row.
 fn check_nothing_left(setup: &Setup) {
     assert_eq!(setup.left_in_aws(), Vec::<String>::new());
-    assert_eq!(
-        setup
-            .database
-            .text("select max(coalesce(username, password)) from resources"),
-        None
-    );
+    assert_eq!(setup.database.text("select max(coalesce(username, password)) from resources"), None);
 }
 
 #[test]
@@ -157,10 +150,7 @@ fn new_keys_that_are_refused_for_ten_seconds_hold_up_nobody_longer() {
     let took = provide_all(REFUSED);
     let limit = (REFUSED + calls).mul_f64(1.5);
     eprintln!("{INSTANCES} provisions: {calls:?} alone, {took:?} with keys refused for {REFUSED:?}");
-    assert!(
-        took >= REFUSED && took <= limit,
-        "took {took:?}, limit {limit:?}, calls alone {calls:?}"
-    );
+    assert!(took >= REFUSED && took <= limit, "took {took:?}, limit {limit:?}, calls alone {calls:?}");
 }
 
 #[test]
@@ -170,18 +160,12 @@ fn a_key_that_never_works_does_not_outlive_the_deadline() {
     let mut setup = Setup::new().with("PROVISION_DEADLINE", "3s");
     setup.endpoint = relay.endpoint.clone();
     let (api, _worker) = (setup.api(&[]), setup.worker());
-    let answer = api
-        .with_header("X-Broker-API-Version", "2.17")
-        .provision("one", BASIC);
+    let answer = api.with_header("X-Broker-API-Version", "2.17").provision("one", BASIC);
     assert_eq!(answer.status, 202, "{}", answer.text);
     api.wait_for_state("one", "failed");
-    eventually("the failed one is cleaned up", PATIENCE, || {
-        setup.left_in_aws().is_empty().then_some(())
-    });
+    eventually("the failed one is cleaned up", PATIENCE, || setup.left_in_aws().is_empty().then_some(()));
     let cleaned = "select 'yes' from tasks where action = 'delete' and status = 'finished'";
-    eventually("its cleaning is settled", PATIENCE, || {
-        setup.database.text(cleaned)
-    });
+    eventually("its cleaning is settled", PATIENCE, || setup.database.text(cleaned));
     api.wait_for_state("one", "failed");
     assert_eq!(api.deprovision("one", BASIC).status, 200);
     assert_eq!(api.deprovision("one", BASIC).status, 410);
@@ -196,20 +180,13 @@ fn a_worker_that_is_told_to_end_gives_its_task_to_another() {
     let (api, mut worker) = (setup.api(&[]), setup.worker());
     assert_eq!(api.provision("one", BASIC).status, 202);
     eventually("the key is being tried", PATIENCE, || {
-        relay
-            .calls()
-            .contains(&"s3:GET?location".to_owned())
-            .then_some(())
+        relay.calls().contains(&"s3:GET?location".to_owned()).then_some(())
     });
     assert_eq!(worker.terminate(), Some(0));
     let _other = setup.worker();
     let began = Instant::now();
     api.wait_for_state("one", "succeeded");
-    assert!(
-        began.elapsed() < Duration::from_secs(20),
-        "the lease was waited for: {:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(20), "the lease was waited for: {:?}", began.elapsed());
     check_one_of_each(&setup);
     api.remove("one", BASIC);
 }

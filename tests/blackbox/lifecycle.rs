@@ -42,20 +42,14 @@ impl App<'_> {
 
     fn succeeds(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
     fn is_refused(&self, arguments: &[&str]) {
         let output = self.run(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
-        let refused = ["AccessDenied", "Forbidden", "403"]
-            .iter()
-            .any(|it| errors.contains(it));
+        let refused = ["AccessDenied", "Forbidden", "403"].iter().any(|it| errors.contains(it));
         assert!(!output.status.success() && refused, "{arguments:?}: {errors}");
     }
 }
@@ -75,10 +69,7 @@ fn check_promises(bucket: &str, versioned: bool, encrypted: bool) {
         let rule = &lifecycle["Rules"][0];
         assert_eq!(rule["Status"], "Enabled");
         assert_eq!(rule["NoncurrentVersionExpiration"]["NoncurrentDays"], 180);
-        assert_eq!(
-            rule["NoncurrentVersionTransitions"][0]["StorageClass"],
-            "STANDARD_IA"
-        );
+        assert_eq!(rule["NoncurrentVersionTransitions"][0]["StorageClass"], "STANDARD_IA");
         assert_eq!(rule["NoncurrentVersionTransitions"][0]["NoncurrentDays"], 30);
         assert_eq!(rule["Transitions"][0]["Days"], 30);
         assert_eq!(rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"], 7);
@@ -91,12 +82,7 @@ fn check_promises(bucket: &str, versioned: bool, encrypted: bool) {
     assert_eq!(algorithm == "aws:kms", encrypted, "{encryption}");
     assert_eq!(rule["BucketKeyEnabled"] == true, encrypted);
     let block = &read(bucket, "get-public-access-block")["PublicAccessBlockConfiguration"];
-    for part in [
-        "BlockPublicAcls",
-        "IgnorePublicAcls",
-        "BlockPublicPolicy",
-        "RestrictPublicBuckets",
-    ] {
+    for part in ["BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"] {
         assert_eq!(block[part], true, "{block}");
     }
     let ownership = &read(bucket, "get-bucket-ownership-controls")["OwnershipControls"]["Rules"][0];
@@ -114,38 +100,15 @@ fn use_bucket(app: &App<'_>, other: &App<'_>) {
     let object = format!("s3://{}/a key/with ünicode+&.bin", app.bucket());
     app.succeeds(&["s3", "cp", &sent, &object]);
     app.succeeds(&["s3", "cp", &object, &got]);
-    assert!(
-        std::fs::read(&got).unwrap() == bytes,
-        "what was put is not what was got"
-    );
-    assert!(
-        app.succeeds(&["s3", "ls", "--recursive", app.bucket()])
-            .contains("ünicode+&.bin")
-    );
+    assert!(std::fs::read(&got).unwrap() == bytes, "what was put is not what was got");
+    assert!(app.succeeds(&["s3", "ls", "--recursive", app.bucket()]).contains("ünicode+&.bin"));
     let theirs = format!("s3://{}/theirs", other.bucket());
     other.succeeds(&["s3", "cp", &sent, &theirs]);
     app.is_refused(&["s3", "ls", other.bucket()]);
-    app.is_refused(&[
-        "s3api",
-        "get-object",
-        "--bucket",
-        other.bucket(),
-        "--key",
-        "theirs",
-        &got,
-    ]);
+    app.is_refused(&["s3api", "get-object", "--bucket", other.bucket(), "--key", "theirs", &got]);
     app.is_refused(&["s3", "cp", &sent, &format!("s3://{}/mine", other.bucket())]);
     let (copied, own) = (format!("{}/theirs", other.bucket()), app.bucket());
-    app.is_refused(&[
-        "s3api",
-        "copy-object",
-        "--copy-source",
-        &copied,
-        "--bucket",
-        own,
-        "--key",
-        "stolen",
-    ]);
+    app.is_refused(&["s3api", "copy-object", "--copy-source", &copied, "--bucket", own, "--key", "stolen"]);
     app.is_refused(&["s3api", "delete-bucket", "--bucket", own]);
     app.is_refused(&[
         "s3api",
@@ -158,10 +121,7 @@ fn use_bucket(app: &App<'_>, other: &App<'_>) {
     app.is_refused(&["s3api", "list-buckets"]);
     app.is_refused(&["iam", "list-access-keys", "--user-name", own]);
     app.succeeds(&["s3", "rm", &object]);
-    assert!(
-        !app.succeeds(&["s3", "ls", "--recursive", own])
-            .contains("ünicode")
-    );
+    assert!(!app.succeeds(&["s3", "ls", "--recursive", own]).contains("ünicode"));
 }
 
 fn whole_life(plan: &str, versioned: bool, encrypted: bool) {
@@ -173,10 +133,7 @@ fn whole_life(plan: &str, versioned: bool, encrypted: bool) {
     let (app, other) = (App(&one), App(&two));
     assert_eq!(one["S3_REGION"], setting("TEST_AWS_REGION"));
     assert_eq!(one["S3_ENDPOINT"], setting("TEST_AWS_ENDPOINT_URL"));
-    assert!(
-        one.as_object().unwrap().values().all(Value::is_string),
-        "Akkeris needs text only"
-    );
+    assert!(one.as_object().unwrap().values().all(Value::is_string), "Akkeris needs text only");
     check_promises(app.bucket(), versioned, encrypted);
     use_bucket(&app, &other);
     let user = admin(&["iam", "list-access-keys", "--user-name", app.bucket()]);
@@ -186,14 +143,7 @@ fn whole_life(plan: &str, versioned: bool, encrypted: bool) {
     ));
     assert_eq!((unbound.status, unbound.text.as_str()), (200, "{}"));
     let bucket = app.bucket();
-    let upload = [
-        "s3api",
-        "create-multipart-upload",
-        "--bucket",
-        bucket,
-        "--key",
-        "unfinished/ü",
-    ];
+    let upload = ["s3api", "create-multipart-upload", "--bucket", bucket, "--key", "unfinished/ü"];
     admin(&upload);
     api.remove("one", plan);
     api.remove("two", BASIC);
@@ -234,15 +184,8 @@ fn a_named_kms_key_is_the_buckets_and_the_tenant_may_use_it() {
     let rule =
         &encryption["ServerSideEncryptionConfiguration"]["Rules"][0]["ApplyServerSideEncryptionByDefault"];
     assert_eq!(rule["KMSMasterKeyID"], key);
-    let policy = admin(&[
-        "iam",
-        "get-user-policy",
-        "--user-name",
-        bucket,
-        "--policy-name",
-        "bucket",
-    ])
-    .to_string();
+    let policy =
+        admin(&["iam", "get-user-policy", "--user-name", bucket, "--policy-name", "bucket"]).to_string();
     assert!(
         policy.contains(key) && policy.contains("kms:Decrypt") && policy.contains("kms:ViaService"),
         "{policy}"
@@ -260,16 +203,8 @@ fn no_secret_reaches_a_log() {
     api.remove("one", BASIC);
     let tenant = credentials["S3_SECRET_KEY"].as_str().unwrap().to_owned();
     let password = setup.database.url().split(['@', ':']).nth(2).unwrap().to_owned();
-    for secret in [
-        tenant,
-        setting("TEST_AWS_SECRET_ACCESS_KEY"),
-        "let-me-in".to_owned(),
-        password,
-    ] {
+    for secret in [tenant, setting("TEST_AWS_SECRET_ACCESS_KEY"), "let-me-in".to_owned(), password] {
         assert!(!secret.is_empty());
-        assert!(
-            !api.log().contains(&secret) && !worker.log().contains(&secret),
-            "{secret} was logged"
-        );
+        assert!(!api.log().contains(&secret) && !worker.log().contains(&secret), "{secret} was logged");
     }
 }

@@ -12,9 +12,7 @@ use crate::support::*;
 /// The statement out of the source, so that what is tried is what is shipped.
 fn claim_statement() -> &'static str {
     let source = include_str!("../../src/store/tasks.rs");
-    let (_, rest) = source
-        .split_once("const CLAIM: &str = \"")
-        .expect("the claim statement");
+    let (_, rest) = source.split_once("const CLAIM: &str = \"").expect("the claim statement");
     rest.split_once("\";").expect("its end").0
 }
 
@@ -28,15 +26,11 @@ struct Claimed {
 /// Claims as a worker does: once more when another was faster at the last moment.
 fn claim(client: &mut Client, worker: &str, lease_s: f64) -> Option<Claimed> {
     for _ in 0..5 {
-        match client.query_typed(
-            claim_statement(),
-            &[(&worker, Type::TEXT), (&lease_s, Type::FLOAT8)],
-        ) {
+        match client.query_typed(claim_statement(), &[(&worker, Type::TEXT), (&lease_s, Type::FLOAT8)]) {
             Ok(rows) => {
-                return rows.first().map(|row| Claimed {
-                    task: row.get("task"),
-                    instance: row.get("resource"),
-                });
+                return rows
+                    .first()
+                    .map(|row| Claimed { task: row.get("task"), instance: row.get("resource") });
             }
             Err(err) if err.code().is_some_and(|it| it.code() == "23505") => {}
             Err(err) => panic!("{err}"),
@@ -89,16 +83,8 @@ fn no_task_is_claimed_twice_by_sessions_that_race() {
                     let Some(got) = claim(&mut client, &format!("worker-{number}"), 60.0) else {
                         continue;
                     };
-                    assert!(
-                        seen.lock().unwrap().insert(got.task.clone()),
-                        "{} twice",
-                        got.task
-                    );
-                    assert!(
-                        running.lock().unwrap().insert(got.instance.clone()),
-                        "two at {}",
-                        got.instance
-                    );
+                    assert!(seen.lock().unwrap().insert(got.task.clone()), "{} twice", got.task);
+                    assert!(running.lock().unwrap().insert(got.instance.clone()), "two at {}", got.instance);
                     running.lock().unwrap().remove(&got.instance);
                     let done =
                         "update tasks set status = 'finished', worker = null where task = $1::text::uuid";
@@ -117,20 +103,12 @@ fn a_held_instance_blocks_no_other() {
     enqueue(&mut holder, "held", &[]);
     let expected = enqueue(&mut holder, "free", &[]);
     let mut transaction = holder.transaction().unwrap();
-    transaction
-        .execute("select 1 from resources where id = 'held' for update", &[])
-        .unwrap();
+    transaction.execute("select 1 from resources where id = 'held' for update", &[]).unwrap();
     other.batch_execute("set lock_timeout = '1s'").unwrap();
-    assert_eq!(
-        claim(&mut other, "worker", 60.0).map(|it| it.task),
-        Some(expected)
-    );
+    assert_eq!(claim(&mut other, "worker", 60.0).map(|it| it.task), Some(expected));
     assert_eq!(claim(&mut other, "worker", 60.0), None);
     transaction.rollback().unwrap();
-    assert_eq!(
-        claim(&mut other, "worker", 60.0).map(|it| it.instance).as_deref(),
-        Some("held")
-    );
+    assert_eq!(claim(&mut other, "worker", 60.0).map(|it| it.instance).as_deref(), Some("held"));
 }
 
 #[test]
@@ -177,14 +155,8 @@ fn a_dead_workers_task_is_the_first_of_its_instance() {
 fn what_the_old_broker_left_started_is_taken_after_an_hour() {
     let database = database(&["one", "two"]);
     let mut client = database.connect();
-    let recent = [
-        ("status", "'started'"),
-        ("started", "now() - interval '59 minutes'"),
-    ];
-    let old = [
-        ("status", "'started'"),
-        ("started", "now() - interval '61 minutes'"),
-    ];
+    let recent = [("status", "'started'"), ("started", "now() - interval '59 minutes'")];
+    let old = [("status", "'started'"), ("started", "now() - interval '61 minutes'")];
     enqueue(&mut client, "one", &recent);
     let left = enqueue(&mut client, "two", &old);
     assert_eq!(claim(&mut client, "worker", 60.0).map(|it| it.task), Some(left));
@@ -217,12 +189,7 @@ fn two_workers_run_every_task_once() {
     });
     let runs =
         "select string_agg(distinct status || ' ' || retries, ',') from tasks where action = 'provision'";
-    assert_eq!(
-        setup.database.text(runs).as_deref(),
-        Some("finished 1"),
-        "after {:?}",
-        began.elapsed()
-    );
+    assert_eq!(setup.database.text(runs).as_deref(), Some("finished 1"), "after {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(25));
     for number in 0..12 {
         api.remove(&number.to_string(), BASIC);

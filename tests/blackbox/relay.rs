@@ -68,10 +68,7 @@ impl Relay {
     /// Waits until that call was carried out.
     pub(crate) fn wait_until_swallowed(&self, limit: Duration) {
         let state = self.shared.state.lock().unwrap();
-        let waiting = self
-            .shared
-            .changed
-            .wait_timeout_while(state, limit, |it| !it.swallowed);
+        let waiting = self.shared.changed.wait_timeout_while(state, limit, |it| !it.swallowed);
         assert!(!waiting.unwrap().1.timed_out(), "the call to swallow never came");
     }
 
@@ -115,12 +112,7 @@ fn serve(mut client: TcpStream, shared: &Shared) {
     if body.starts_with(b"Action=CreateAccessKey")
         && let Some(made) = between(&text, "<AccessKeyId>", "</AccessKeyId>")
     {
-        shared
-            .state
-            .lock()
-            .unwrap()
-            .keys
-            .insert(made.to_owned(), Instant::now());
+        shared.state.lock().unwrap().keys.insert(made.to_owned(), Instant::now());
     }
     if is_swallowed {
         shared.state.lock().unwrap().swallowed = true;
@@ -177,10 +169,7 @@ fn name(head: &str, body: &[u8]) -> String {
     let mut words = head.split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let query = target.split_once('?').map_or("", |(_, query)| query);
-    let plain = query
-        .split('&')
-        .find(|it| !it.starts_with("X-Amz-"))
-        .unwrap_or_default();
+    let plain = query.split('&').find(|it| !it.starts_with("X-Amz-")).unwrap_or_default();
     format!("s3:{method}?{}", plain.split('=').next().unwrap_or_default())
 }
 

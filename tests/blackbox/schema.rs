@@ -7,11 +7,7 @@ fn ten_at_once(setup: &Setup) {
     std::thread::scope(|scope| {
         for number in 0..10 {
             scope.spawn(move || {
-                let broker = if number % 2 == 0 {
-                    setup.api(&[])
-                } else {
-                    setup.worker()
-                };
+                let broker = if number % 2 == 0 { setup.api(&[]) } else { setup.worker() };
                 assert!(!broker.log().contains("database not ready"), "{}", broker.log());
             });
         }
@@ -28,9 +24,7 @@ fn shape(database: &Database) -> String {
         "select string_agg(indexdef, E'\\n' order by indexname) from pg_indexes where schemaname = 'public'";
     let triggers =
         "select string_agg(tgname::text, E'\\n' order by tgname) from pg_trigger where not tgisinternal";
-    [columns, indexes, triggers]
-        .map(|it| database.text(it).unwrap_or_default())
-        .join("\n\n")
+    [columns, indexes, triggers].map(|it| database.text(it).unwrap_or_default()).join("\n\n")
 }
 
 #[test]
@@ -51,19 +45,9 @@ fn ten_processes_start_at_once_on_an_empty_database() {
 fn ten_processes_start_at_once_on_the_old_brokers_database() {
     let setup = Setup::on(Database::of_the_old_broker());
     ten_at_once(&setup);
-    assert_eq!(
-        setup
-            .database
-            .text("select count(*)::text from resources")
-            .as_deref(),
-        Some("5")
-    );
+    assert_eq!(setup.database.text("select count(*)::text from resources").as_deref(), Some("5"));
     let plan = "select human_name from plans where name = 'basic'";
-    assert_eq!(
-        setup.database.text(plan).as_deref(),
-        Some("AWS S3 - Basic"),
-        "the operator's rows stay"
-    );
+    assert_eq!(setup.database.text(plan).as_deref(), Some("AWS S3 - Basic"), "the operator's rows stay");
 }
 
 #[test]
@@ -80,15 +64,9 @@ fn a_database_of_this_version_is_not_touched_and_nothing_waits_for_locks() {
     let mut client = setup.database.connect();
     let mut transaction = client.transaction().unwrap();
     // Whoever wanted to change a table would have to wait for these.
-    transaction
-        .batch_execute("lock table plans, services, resources, tasks in row exclusive mode")
-        .unwrap();
+    transaction.batch_execute("lock table plans, services, resources, tasks in row exclusive mode").unwrap();
     let api = setup.api(&[]);
-    assert!(
-        api.log().contains("database ready: tables_changed=false"),
-        "{}",
-        api.log()
-    );
+    assert!(api.log().contains("database ready: tables_changed=false"), "{}", api.log());
     transaction.rollback().unwrap();
 }
 
@@ -96,20 +74,10 @@ fn a_database_of_this_version_is_not_touched_and_nothing_waits_for_locks() {
 fn a_database_of_a_later_version_is_served_and_left_alone() {
     let setup = Setup::new();
     drop(setup.api(&[]));
-    setup
-        .database
-        .connect()
-        .batch_execute("update schema_version set version = 1000")
-        .unwrap();
+    setup.database.connect().batch_execute("update schema_version set version = 1000").unwrap();
     let api = setup.api(&[]);
     assert!(api.log().contains("tables_changed=false"));
-    assert_eq!(
-        setup
-            .database
-            .text("select version::text from schema_version")
-            .as_deref(),
-        Some("1000")
-    );
+    assert_eq!(setup.database.text("select version::text from schema_version").as_deref(), Some("1000"));
 }
 
 #[test]
@@ -117,10 +85,7 @@ fn instances_of_the_old_broker_are_known() {
     let setup = Setup::on(Database::of_the_old_broker());
     let api = setup.api(&[]);
     let of = |number: u32| format!("/v2/service_instances/22222222-bbbb-4bbb-8bbb-00000000000{number}");
-    assert_eq!(
-        api.get(&format!("{}/last_operation", of(1))).json["state"],
-        "succeeded"
-    );
+    assert_eq!(api.get(&format!("{}/last_operation", of(1))).json["state"], "succeeded");
     assert_eq!(api.get(&format!("{}/last_operation", of(5))).status, 410);
     // Where its bucket is was never written down: better no answer than a wrong region.
     let binding = api.get(&format!("{}/service_bindings/app-space", of(1)));

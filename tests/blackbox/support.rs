@@ -63,25 +63,16 @@ impl Database {
     pub(crate) fn create() -> Database {
         let (base, name) = (setting("TEST_DATABASE_URL"), unique());
         let mut client = postgres::Client::connect(&base, postgres::NoTls).expect("PostgreSQL of the tests");
-        client
-            .batch_execute(&format!("create database {name}"))
-            .expect("create database");
+        client.batch_execute(&format!("create database {name}")).expect("create database");
         let (server, query) = base.split_once('?').unwrap_or((&base, ""));
         let server = server.rsplit_once('/').expect("a database in the URL").0;
-        Database {
-            url: format!("{server}/{name}?{query}"),
-            name,
-        }
+        Database { url: format!("{server}/{name}?{query}"), name }
     }
 
     /// One as the old broker left it.
     pub(crate) fn of_the_old_broker() -> Database {
         let database = Database::create();
-        let dump = [
-            include_str!("../go-broker/schema.sql"),
-            include_str!("../go-broker/data.sql"),
-        ]
-        .concat();
+        let dump = [include_str!("../go-broker/schema.sql"), include_str!("../go-broker/data.sql")].concat();
         // What only a superuser may, and the emptied search_path that pg_dump leaves behind.
         let allowed = |line: &&str| {
             !line.contains("OWNER TO")
@@ -89,10 +80,7 @@ impl Database {
                 && !line.contains("set_config('search_path'")
         };
         let script: Vec<&str> = dump.lines().filter(allowed).collect();
-        database
-            .connect()
-            .batch_execute(&script.join("\n"))
-            .expect("the old broker's dump");
+        database.connect().batch_execute(&script.join("\n")).expect("the old broker's dump");
         database
     }
 
@@ -116,9 +104,7 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         let mut client = postgres::Client::connect(&setting("TEST_DATABASE_URL"), postgres::NoTls).unwrap();
-        client
-            .batch_execute(&format!("drop database if exists {} with (force)", self.name))
-            .unwrap();
+        client.batch_execute(&format!("drop database if exists {} with (force)", self.name)).unwrap();
     }
 }
 
@@ -158,19 +144,11 @@ impl Setup {
 
     /// Starts an api. It gets no AWS variable at all.
     pub(crate) fn api(&self, flags: &[&str]) -> Broker {
-        let mut broker = Broker::start(
-            self.command(flags)
-                .env("PORT", "0")
-                .env("LISTEN_ADDRESS", "127.0.0.1"),
-        );
+        let mut broker =
+            Broker::start(self.command(flags).env("PORT", "0").env("LISTEN_ADDRESS", "127.0.0.1"));
         let address = broker.wait_for_log("listening: address=");
-        let ready = Api {
-            base: format!("http://{address}"),
-            headers: usual_headers(),
-        };
-        eventually("the api is ready", PATIENCE, || {
-            (ready.get("/readyz").status == 200).then_some(())
-        });
+        let ready = Api { base: format!("http://{address}"), headers: usual_headers() };
+        eventually("the api is ready", PATIENCE, || (ready.get("/readyz").status == 200).then_some(()));
         broker.api = Some(ready);
         broker
     }
@@ -215,10 +193,7 @@ impl Setup {
         let policies = admin(&["iam", "list-policies", "--scope", "Local"]);
         let of = |list: &Value, key: &str, name: &str| -> Vec<String> {
             let entries = list[key].as_array().cloned().unwrap_or_default();
-            entries
-                .iter()
-                .filter_map(|it| it[name].as_str().map(str::to_owned))
-                .collect()
+            entries.iter().filter_map(|it| it[name].as_str().map(str::to_owned)).collect()
         };
         let mut names = of(&buckets, "Buckets", "Name");
         names.extend(of(&users, "Users", "UserName"));
@@ -238,27 +213,16 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts a command and keeps what it logs.
     pub(crate) fn start(command: &mut Command) -> Broker {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
-        let (lines, kept) = (
-            BufReader::new(child.stderr.take().unwrap()).lines(),
-            Arc::clone(&log),
-        );
+        let (lines, kept) = (BufReader::new(child.stderr.take().unwrap()).lines(), Arc::clone(&log));
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 kept.lock().unwrap().push(line);
             }
         });
-        Broker {
-            child,
-            log,
-            api: None,
-        }
+        Broker { child, log, api: None }
     }
 
     /// What was logged so far.
@@ -270,9 +234,7 @@ impl Broker {
     pub(crate) fn wait_for_log(&self, text: &str) -> String {
         eventually(&format!("{text:?} is logged"), PATIENCE, || {
             let log = self.log.lock().unwrap();
-            log.iter()
-                .find_map(|line| line.split_once(text))
-                .map(|(_, rest)| rest.to_owned())
+            log.iter().find_map(|line| line.split_once(text)).map(|(_, rest)| rest.to_owned())
         })
     }
 
@@ -326,12 +288,9 @@ pub(crate) struct Api {
 /// What Akkeris sends, and the password of [`Setup`].
 fn usual_headers() -> Vec<(String, String)> {
     let password = base64::engine::general_purpose::STANDARD.encode("platform:let-me-in");
-    [
-        ("X-Broker-API-Version", "2.13".to_owned()),
-        ("Authorization", format!("Basic {password}")),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into()
+    [("X-Broker-API-Version", "2.13".to_owned()), ("Authorization", format!("Basic {password}"))]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
 }
 
 /// An answer.
@@ -350,10 +309,7 @@ pub(crate) struct Answer {
 impl Answer {
     /// A header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -386,16 +342,12 @@ impl Api {
             .proxy(None)
             .build()
             .into();
-        let mut request = ureq::http::Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base));
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.base));
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
         let request = request.body(body).unwrap();
-        let mut response = agent
-            .run(request)
-            .unwrap_or_else(|err| panic!("{method} {path}: {err}"));
+        let mut response = agent.run(request).unwrap_or_else(|err| panic!("{method} {path}: {err}"));
         let text = response.body_mut().read_to_string().unwrap();
         Answer {
             status: response.status().as_u16(),
@@ -416,8 +368,7 @@ impl Api {
 
     /// PUT of a JSON body.
     pub(crate) fn put(&self, path: &str, body: &Value) -> Answer {
-        self.with_header("Content-Type", "application/json")
-            .send("PUT", path, body.to_string().as_bytes())
+        self.with_header("Content-Type", "application/json").send("PUT", path, body.to_string().as_bytes())
     }
 
     /// DELETE.
@@ -427,10 +378,7 @@ impl Api {
 
     /// Asks for an instance as Akkeris does.
     pub(crate) fn provision(&self, instance: &str, plan: &str) -> Answer {
-        self.put(
-            &format!("/v2/service_instances/{instance}?accepts_incomplete=true"),
-            &provision_body(plan),
-        )
+        self.put(&format!("/v2/service_instances/{instance}?accepts_incomplete=true"), &provision_body(plan))
     }
 
     /// Asks for an instance and waits until it can be used.
@@ -456,12 +404,7 @@ impl Api {
     pub(crate) fn bind(&self, instance: &str, binding: &str) -> Value {
         let path = format!("/v2/service_instances/{instance}/service_bindings/{binding}");
         let answer = self.put(&path, &bind_body(BASIC));
-        assert!(
-            matches!(answer.status, 200 | 201),
-            "{} {}",
-            answer.status,
-            answer.text
-        );
+        assert!(matches!(answer.status, 200 | 201), "{} {}", answer.status, answer.text);
         answer.json["credentials"].clone()
     }
 
@@ -474,12 +417,7 @@ impl Api {
     /// Asks for the end of an instance and waits until it is gone.
     pub(crate) fn remove(&self, instance: &str, plan: &str) {
         let answer = self.deprovision(instance, plan);
-        assert!(
-            matches!(answer.status, 200 | 202),
-            "{} {}",
-            answer.status,
-            answer.text
-        );
+        assert!(matches!(answer.status, 200 | 202), "{} {}", answer.status, answer.text);
         eventually(&format!("{instance} is gone"), PATIENCE, || {
             let answer = self.get(&format!("/v2/service_instances/{instance}/last_operation"));
             (answer.status == 410).then_some(())
@@ -526,9 +464,7 @@ pub(crate) fn admin(arguments: &[&str]) -> Value {
 
 /// The same, where a refusal is an answer too.
 pub(crate) fn try_admin(arguments: &[&str]) -> Output {
-    let (key, secret) = (
-        setting("TEST_AWS_ADMIN_ACCESS_KEY_ID"),
-        setting("TEST_AWS_ADMIN_SECRET_ACCESS_KEY"),
-    );
+    let (key, secret) =
+        (setting("TEST_AWS_ADMIN_ACCESS_KEY_ID"), setting("TEST_AWS_ADMIN_SECRET_ACCESS_KEY"));
     aws(&key, &secret, arguments)
 }
