@@ -146,10 +146,10 @@ fn repeated_provision(
     }
     match instance.status {
         InstanceStatus::Deprovisioning => Err(BrokerError::Busy("the instance is being deleted")),
-        InstanceStatus::Failed => match open_task(tx, instance, &TaskKind::Delete)? {
-            Some(_) => Err(BrokerError::Busy("what is left of the failed instance is being removed")),
-            None => Ok(None),
-        },
+        InstanceStatus::Failed if is_cleaned(tx, instance)? => Ok(None),
+        InstanceStatus::Failed => {
+            Err(BrokerError::Busy("what is left of the failed instance is being removed"))
+        }
         InstanceStatus::Provisioning | InstanceStatus::Available | InstanceStatus::Modifying => {
             if !is_same(&instance.provisioned, sent) {
                 return Err(BrokerError::InstanceConflict);
@@ -178,10 +178,7 @@ pub(crate) fn deprovision(
     let instance =
         tx.lock_instance(id.as_str())?.filter(|it| !it.deleted).ok_or(BrokerError::InstanceGone)?;
     let running = open_task(tx, &instance, &TaskKind::Delete)?;
-    let cleaned = instance.status == InstanceStatus::Failed
-        && running.is_none()
-        && tx.latest_task(&instance.id, &TaskKind::Delete)?.is_some();
-    if cleaned {
+    if instance.status == InstanceStatus::Failed && is_cleaned(tx, &instance)? {
         tx.wipe_instance(&instance.id, true)?;
         return Ok(Outcome::Done);
     }
@@ -318,6 +315,11 @@ fn open_task(
     kind: &TaskKind,
 ) -> Result<Option<TaskRow>, StoreError> {
     Ok(tx.latest_task(&instance.id, kind)?.filter(|it| !it.state.has_ended()))
+}
+
+/// Whether nothing is left in AWS of an instance that failed.
+fn is_cleaned(tx: &mut Transaction<'_>, instance: &Instance) -> Result<bool, StoreError> {
+    Ok(tx.latest_task(&instance.id, &TaskKind::Delete)?.is_some_and(|it| it.state == TaskState::Finished))
 }
 
 /// A task that is due at once and needs to know nothing.

@@ -84,6 +84,8 @@ pub(crate) struct Config {
     pub(crate) database_connections: usize,
     /// How long one statement may run.
     pub(crate) statement_timeout: Duration,
+    /// Where the system's trusted certificates are, if not in the usual places.
+    pub(crate) ssl_cert_file: Option<String>,
     /// What the names of buckets and users begin with.
     pub(crate) name_prefix: String,
     /// Log verbosity: 0 info, 1 debug, 2 trace.
@@ -146,8 +148,6 @@ pub(crate) struct WorkerConfig {
     pub(crate) endpoint_url_sts: Option<String>,
     /// PEM file that replaces the system's trusted certificates for AWS.
     pub(crate) ca_bundle: Option<String>,
-    /// Where the system's trusted certificates are, if not in the usual places.
-    pub(crate) ssl_cert_file: Option<String>,
     /// KMS key of encrypted plans: ARN, id or alias.
     pub(crate) kms_key_id: Option<String>,
     /// IAM path of the users.
@@ -205,6 +205,7 @@ pub(crate) fn parse(
         )),
         database_connections: reader.number("DATABASE_CONNECTIONS", 8, 1, 64),
         statement_timeout: Duration::from_secs(reader.number("STATEMENT_TIMEOUT_SECONDS", 5, 1, 60)),
+        ssl_cert_file: reader.optional("SSL_CERT_FILE"),
         name_prefix: reader.name_prefix(flags.value("--name-prefix")),
         verbosity: flags.number("--v", &mut reader.problems).unwrap_or(0),
         api: Some(reader.api(&mut flags)).filter(|_| both || !background),
@@ -287,9 +288,6 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
     fn worker(&mut self) -> WorkerConfig {
         let region = self.optional("AWS_REGION").or_else(|| self.optional("AWS_DEFAULT_REGION"));
         let region = region.unwrap_or_else(|| self.required("AWS_REGION", "for example us-west-2"));
-        if !region.is_empty() && !is_region(&region) {
-            self.problems.push(Problem::new("AWS_REGION", "must be a region's name such as us-west-2"));
-        }
         let iam_path = self.optional("IAM_PATH");
         if iam_path.as_ref().is_some_and(|it| !is_iam_path(it)) {
             self.problems
@@ -315,7 +313,6 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             endpoint_url_iam: self.optional("AWS_ENDPOINT_URL_IAM"),
             endpoint_url_sts: self.optional("AWS_ENDPOINT_URL_STS"),
             ca_bundle: self.optional("AWS_CA_BUNDLE"),
-            ssl_cert_file: self.optional("SSL_CERT_FILE"),
             kms_key_id: self.optional("AWS_KMS_KEY_ID"),
             iam_path,
             iam_permissions_boundary: self.optional("IAM_PERMISSIONS_BOUNDARY"),
@@ -345,11 +342,6 @@ fn check_name_prefix(prefix: &str) -> Result<(), &'static str> {
 
 /// A bucket's 63 characters less the `-u` and 16 digits that follow the prefix.
 const NAME_PREFIX_MAX: usize = 63 - 2 - 16;
-
-/// Region names go into host names.
-fn is_region(text: &str) -> bool {
-    text.len() <= 63 && text.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
-}
 
 /// IAM API Reference, CreateUser, Path.
 fn is_iam_path(text: &str) -> bool {

@@ -57,12 +57,17 @@ fn main() -> ExitCode {
         Command::Help => return print(config::USAGE),
         Command::Run(config) => *config,
     };
-    let target = Target::parse(&config.database_url, config.statement_timeout);
-    let target = target.map_err(|complaint| problems.push(Problem::new("DATABASE_URL", complaint))).ok();
-    let shop = config.worker.as_ref().map(|it| outfit(it, &config.name_prefix));
-    let shop = shop.and_then(|made| made.map_err(|problem| problems.push(problem)).ok());
+    let cert_file = config.ssl_cert_file.as_deref().map(Path::new);
+    let mut keep = |problem: Problem| {
+        if problems.iter().all(|it| it.setting != problem.setting) {
+            problems.push(problem);
+        }
+    };
+    let target = Target::parse(&config.database_url, config.statement_timeout, cert_file);
+    let target = target.map_err(|complaint| keep(Problem::new("DATABASE_URL", complaint))).ok();
+    let shop = config.worker.as_ref().map(|it| outfit(it, &config.name_prefix, cert_file));
+    let shop = shop.and_then(|made| made.map_err(keep).ok());
     let Some(target) = target.filter(|_| problems.is_empty()) else {
-        problems.dedup_by(|one, other| one.setting == other.setting);
         for problem in problems {
             eprintln!("servicebroker: {problem}");
         }
@@ -106,12 +111,19 @@ fn start_logging(verbosity: u8) -> Result<(), String> {
 }
 
 /// What a worker needs beside the database.
-fn outfit(config: &WorkerConfig, name_prefix: &str) -> Result<(aws::Aws, steps::Settings), Problem> {
+fn outfit(
+    config: &WorkerConfig,
+    name_prefix: &str,
+    cert_file: Option<&Path>,
+) -> Result<(aws::Aws, steps::Settings), Problem> {
     let text = |it: &Option<String>| it.clone();
-    let roots = match (&config.ca_bundle, &config.ssl_cert_file) {
+    let roots = match (&config.ca_bundle, cert_file) {
         (Some(bundle), _) => tls::roots_from_file(Path::new(bundle))
             .map_err(|err| Problem::new("AWS_CA_BUNDLE", err.to_string()))?,
-        (None, file) => tls::system_roots(file.as_deref().map(Path::new)).unwrap_or_default(),
+        (None, Some(file)) => {
+            tls::system_roots(Some(file)).map_err(|err| Problem::new("SSL_CERT_FILE", err.to_string()))?
+        }
+        (None, None) => tls::system_roots(None).unwrap_or_default(), // none is needed for plain HTTP
     };
     let aws = aws::Aws::new(aws::Settings {
         region: config.region.clone(),
@@ -123,7 +135,7 @@ fn outfit(config: &WorkerConfig, name_prefix: &str) -> Result<(aws::Aws, steps::
         call_deadline: worker::call_deadline(config.lease),
         max_idle_per_host: config.threads,
     });
-    let aws = aws.map_err(|err| Problem::new("AWS", err.to_string()))?;
+    let aws = aws.map_err(|err| Problem::new(err.variable(), err.to_string()))?;
     let settings = steps::Settings {
         credentials: aws::Credentials {
             access_key_id: config.access_key_id.clone(),

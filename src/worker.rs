@@ -19,7 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::aws::Aws;
+use crate::aws::{Aws, Permit};
 use crate::event::Event;
 use crate::random;
 use crate::steps::{self, Ending, StepError, Verdict, Work};
@@ -35,12 +35,14 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often settling is tried while the database is away.
 const SETTLE_TRIES: u32 = 5;
+/// The longest that a call may take: a worker that is told to end waits for it.
+const CALL_DEADLINE_MAX: Duration = Duration::from_secs(15);
 /// Parts of a lease: it is renewed after one of them, and a call takes one at most.
 const LEASE_PARTS: u32 = 4;
 
 /// How long one AWS call may take with all its retries, for a lease of that length.
 pub(crate) fn call_deadline(lease: Duration) -> Duration {
-    lease / LEASE_PARTS
+    (lease / LEASE_PARTS).min(CALL_DEADLINE_MAX)
 }
 
 /// The running workshop.
@@ -82,6 +84,13 @@ struct Shop {
     called: Condvar,
 }
 
+impl Permit for Event {
+    /// For calls that belong to no task: until the process is to end.
+    fn may_call(&self, _operation: &'static str) -> bool {
+        !self.is_set()
+    }
+}
+
 impl Worker {
     /// Starts the threads that work, and those that help them.
     ///
@@ -110,12 +119,19 @@ impl Worker {
         if shop.aws.s3_is_plain_http() {
             log::warn!("the S3 endpoint is plain HTTP: buckets get no policy that demands TLS");
         }
+        if shop.settings.kms_key_id.is_none() {
+            log::info!("AWS_KMS_KEY_ID is not set: encrypted plans use the account's own key for S3");
+        }
         let mut worker = Worker { threads: Vec::new() };
         for number in 0..limits.threads {
             worker.spawn(format!("worker-{number}"), &shop, move |shop| shop.work(number))?;
         }
         worker.spawn("leases".to_owned(), &shop, Shop::keep_leases)?;
         worker.spawn("due".to_owned(), &shop, Shop::listen)?;
+        worker.spawn("start".to_owned(), &shop, |shop| {
+            shop.introduce();
+            shop.place_old_instances();
+        })?;
         Ok(worker)
     }
 
@@ -223,6 +239,42 @@ impl Shop {
             Verdict::Snooze(delay) => Next::Snooze { delay, public },
             Verdict::GiveUp if RetryPolicy::of(&claim.kind).attempts_max == u32::MAX => retry(),
             Verdict::GiveUp => Next::GiveUp { public, cause },
+        }
+    }
+
+    /// Says who we are to AWS: wrong keys show at the start, not with the first customer.
+    fn introduce(&self) {
+        let caller = self.aws.caller(&self.settings.credentials, self.stop.as_ref());
+        match (caller.get_caller_identity(), &self.settings.account_id) {
+            (Ok(us), Some(wanted)) if us.account != *wanted => {
+                log::error!(
+                    "AWS_ACCOUNT_ID is {wanted}, but the keys are of another account: arn={}",
+                    us.arn
+                );
+            }
+            (Ok(us), _) => log::info!("known to AWS: arn={}", us.arn),
+            (Err(err), _) => log::warn!("not known to AWS, tasks will wait: cause={err}"),
+        }
+    }
+
+    /// Asks AWS where the buckets of the old broker are, and writes it down.
+    fn place_old_instances(&self) {
+        while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
+        let unplaced = match self.store.transaction(|tx| tx.unplaced_instances()) {
+            Ok(unplaced) => unplaced,
+            Err(err) => return log::warn!("old instances not looked at: cause={err}"),
+        };
+        for (id, bucket) in unplaced {
+            let caller = self.aws.caller(&self.settings.credentials, self.stop.as_ref());
+            let written = steps::find_bucket(&caller, &self.aws, &bucket).map(|place| {
+                let id = id.clone();
+                self.store.transaction(move |tx| tx.place_instance(&id, &place))
+            });
+            match written {
+                Ok(Ok(())) => log::info!("old instance completed: instance={id:?} bucket={bucket}"),
+                Ok(Err(err)) => log::warn!("old instance not completed: instance={id:?} cause={err}"),
+                Err(err) => log::warn!("old instance not completed: instance={id:?} cause={err}"),
+            }
         }
     }
 

@@ -7,7 +7,7 @@
 //! - A body written by [`Call::with_body`] has its checksum in a header, which is signed like all headers.
 //! - None of these can be printed: they hold policies, signatures and secrets.
 //!
-//! Sources: AWS-FACTS section 2 ("Checksum requirement").
+//! Sources: botocore's S3 model, `requestChecksumRequired`.
 
 use std::collections::BTreeMap;
 

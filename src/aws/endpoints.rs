@@ -6,7 +6,7 @@
 //! - Every base is `http` or `https` with a host, without user, query, fragment or final slash.
 //! - A region that stands in a host name is made of lower-case letters, digits and `-`.
 //!
-//! Sources: AWS-FACTS section 3 (partitions, endpoint precedence, signing region of IAM).
+//! Sources: botocore's `partitions.json` and endpoint rule sets; AWS SDKs Reference Guide, "Service-specific endpoints".
 
 use std::fmt;
 
@@ -58,7 +58,7 @@ pub(super) fn dns_suffix(partition: &str) -> &'static str {
     PARTITIONS.iter().find(|it| it.name == partition).unwrap_or(&AWS).dns_suffix
 }
 
-/// Why the settings cannot be used. `Display` names the variable to change.
+/// Why the settings cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SettingsError {
     /// The region cannot be signed for or put in a host name.
@@ -77,16 +77,27 @@ pub(crate) enum SettingsError {
 impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SettingsError::Region => f.write_str("AWS_REGION: not the name of a region"),
-            SettingsError::Url { variable, fault } => write!(f, "{variable}: {fault}"),
+            SettingsError::Region => f.write_str("is not the name of a region, such as us-west-2"),
+            SettingsError::Url { fault, .. } => f.write_str(fault),
             SettingsError::NoRoots => {
-                f.write_str("AWS_CA_BUNDLE: no CA certificates for the https endpoints")
+                f.write_str("is not set, and the system has no CA certificates for the https endpoints")
             }
         }
     }
 }
 
 impl std::error::Error for SettingsError {}
+
+impl SettingsError {
+    /// The variable to change.
+    pub(crate) fn variable(&self) -> &'static str {
+        match self {
+            SettingsError::Region => "AWS_REGION",
+            SettingsError::Url { variable, .. } => variable,
+            SettingsError::NoRoots => "AWS_CA_BUNDLE",
+        }
+    }
+}
 
 /// Where one service is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +111,11 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
+    /// AWS' own S3 in a region.
+    pub(super) fn of_s3(partition: &str, region: &str) -> Endpoint {
+        Endpoint::built_in(&format!("s3.{region}.{}", dns_suffix(partition)), region)
+    }
+
     /// AWS' own endpoint at `host`.
     fn built_in(host: &str, region: &str) -> Endpoint {
         Endpoint { base: format!("https://{host}"), region: region.to_owned(), custom: false }
@@ -152,7 +168,7 @@ impl Endpoints {
             (None, Some(url)) => custom("AWS_ENDPOINT_URL", url, region),
             (None, None) => Ok(built_in),
         };
-        let s3 = Endpoint::built_in(&format!("s3.{region}.{suffix}"), region);
+        let s3 = Endpoint::of_s3(partition.name, region);
         let iam = Endpoint::built_in(partition.iam_host, partition.iam_region);
         let sts = Endpoint::built_in(&format!("sts.{region}.{suffix}"), region);
         let endpoints = Endpoints {
@@ -274,17 +290,18 @@ mod tests {
                 Chosen { iam: Some("http://"), ..Chosen::default() },
                 "AWS_ENDPOINT_URL_IAM: not a URL",
             ),
-            ("", Chosen::default(), "AWS_REGION: not the name of a region"),
-            ("a.evil.test/", Chosen::default(), "AWS_REGION: not the name of a region"),
+            ("", Chosen::default(), "AWS_REGION: is not the name of a region, such as us-west-2"),
+            ("a.evil.test/", Chosen::default(), "AWS_REGION: is not the name of a region, such as us-west-2"),
             (
                 "EU",
                 Chosen { s3: Some("http://s3.test"), ..Chosen::default() },
-                "AWS_REGION: not the name of a region",
+                "AWS_REGION: is not the name of a region, such as us-west-2",
             ),
-            ("a/b", url("http://s3.test"), "AWS_REGION: not the name of a region"),
+            ("a/b", url("http://s3.test"), "AWS_REGION: is not the name of a region, such as us-west-2"),
         ];
         for (region, chosen, words) in cases {
-            assert_eq!(Endpoints::choose(region, chosen).unwrap_err().to_string(), words);
+            let err = Endpoints::choose(region, chosen).unwrap_err();
+            assert_eq!(format!("{}: {err}", err.variable()), words);
         }
     }
 }

@@ -8,7 +8,7 @@
 //!   cleaned message.
 //! - Decisions rest on the code, then on the status; on the message only in [`TELLING_MESSAGES`].
 //!
-//! Sources: AWS-FACTS sections 1 (errors) and 5 (formats, classes).
+//! Sources: S3 API Reference, "Error responses"; IAM API Reference, "Common Errors"; botocore's `retries/standard.py`.
 
 use std::fmt;
 

@@ -8,7 +8,7 @@
 //! - What is deleted and not there counts as deleted; a list of something that is not there is empty.
 //! - CreateAccessKey is sent once: its answer holds the secret, and a second answer would hold another.
 //!
-//! Sources: AWS-FACTS sections 4 (IAM) and 6.
+//! Sources: IAM API Reference, the operations named; IAM User Guide, "Changes that I make are not always immediately visible".
 
 use super::error::none_if;
 use super::query::{Form, Service};

@@ -7,7 +7,7 @@
 //! - It fits into what IAM allows for the inline policies of a user, for every name and key.
 //! - A key is read, never pasted: no wildcard gets into a policy through its name.
 //!
-//! Sources: DESIGN section 5; AWS-FACTS sections 7 (limits) and 9 (policies).
+//! Sources: IAM User Guide, "IAM and AWS STS quotas"; S3 User Guide, "Actions for Amazon S3"; KMS Developer Guide, "kms:ViaService".
 
 use std::fmt;
 

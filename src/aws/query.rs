@@ -6,7 +6,7 @@
 //! - The body that is signed is the body that is sent.
 //! - A list ends: the number of its pages is bounded.
 //!
-//! Sources: AWS-FACTS sections 1 and 4.
+//! Sources: IAM User Guide, "Calling the IAM API using HTTP query requests".
 
 use std::collections::BTreeMap;
 

@@ -6,7 +6,7 @@
 //! - A pause is random, so that many workers do not come back together, and never above its cap.
 //! - What only waiting for AWS or an operator can cure is not sent again here.
 //!
-//! Sources: AWS-FACTS section 5 ("SDK standard mode").
+//! Sources: AWS SDKs Reference Guide, "Retry behavior"; botocore's `retries/standard.py`.
 
 use std::time::Duration;
 

@@ -7,7 +7,7 @@
 //! - No bucket has an empty name: a call about it would act on the service.
 //! - Query and headers are sorted, as `rusty_s3::signing::sign` requires without checking.
 //!
-//! Sources: AWS-FACTS sections 2 (presigning), 3 (addressing) and 4 (S3); CRATES.md section A.
+//! Sources: S3 API Reference, "Authenticating Requests: Using Query Parameters"; S3 User Guide, "Virtual hosting of buckets".
 
 use std::collections::BTreeMap;
 
@@ -42,8 +42,11 @@ pub(crate) enum BucketCreation {
 
 impl Aws {
     /// Where tenants find a bucket: host, and path where the endpoint has buckets there. No scheme.
-    pub(crate) fn bucket_location(&self, bucket: &str) -> String {
-        let base = bucket_base(&self.endpoints.s3, bucket);
+    pub(crate) fn bucket_location(&self, bucket: &str, region: &str) -> String {
+        let base = match self.endpoints.s3.custom {
+            true => bucket_base(&self.endpoints.s3, bucket),
+            false => bucket_base(&Endpoint::of_s3(self.endpoints.partition, region), bucket),
+        };
         base.split_once("://").map_or(base.clone(), |(_scheme, rest)| rest.to_owned())
     }
 }

@@ -6,7 +6,7 @@
 //! - Every write replaces the whole setting and is safe to repeat.
 //! - A setting that was never made reads as `None` or empty.
 //!
-//! Sources: AWS-FACTS section 4, bodies E2 to E7.
+//! Sources: S3 API Reference, the operations named.
 
 use rusty_s3::Method;
 

@@ -7,7 +7,7 @@
 //! - Keys come and go as they are: decoded from listings, escaped in bodies and URLs.
 //! - Every call here carries the expected owner when the caller knows it.
 //!
-//! Sources: AWS-FACTS section 4 (traps c to f, body E8).
+//! Sources: S3 API Reference, ListObjectVersions, DeleteObjects, ListMultipartUploads, AbortMultipartUpload.
 
 use percent_encoding::percent_decode_str;
 use rusty_s3::Method;

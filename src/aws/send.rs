@@ -9,7 +9,7 @@
 //! - URLs, headers and bodies never reach a log or an error: a signed URL is a key for minutes.
 //! - An answer is read to its end or its connection is not used again.
 //!
-//! Sources: AWS-FACTS sections 1, 2 and 5; CRATES.md section H (ureq).
+//! Sources: IAM User Guide, "AWS Signature Version 4"; ureq 3, `Error` and `Timeouts`.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime};

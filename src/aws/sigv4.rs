@@ -7,7 +7,7 @@
 //! - The signature covers the bytes that are sent: the caller sends path, query and headers as given.
 //! - The secret leaves this file only as a signature.
 //!
-//! Sources: AWS-FACTS section 1 (steps, test vectors V1 to V11), "Signing AWS API requests".
+//! Sources: IAM User Guide, "Create a signed AWS API request"; test vectors of aws-c-auth's `aws-signing-test-suite`.
 
 use std::collections::BTreeMap;
 

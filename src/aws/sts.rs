@@ -2,7 +2,7 @@
 //!
 //! Not here: temporary credentials; the broker signs with a key of its own.
 //!
-//! Sources: AWS-FACTS section 4 (STS).
+//! Sources: STS API Reference, GetCallerIdentity.
 
 use super::query::{Form, Service};
 use super::{AwsError, Caller};

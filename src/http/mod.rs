@@ -37,7 +37,7 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two requests of a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a request may take beside the wait for its task.
-const WORK_TIMEOUT: Duration = Duration::from_secs(25);
+const WORK_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the peer to take an answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Stack of a request's thread, in bytes.

@@ -231,6 +231,13 @@ impl Work<'_> {
     }
 }
 
+/// Where a bucket is, as far as AWS and the settings tell.
+pub(crate) fn find_bucket(caller: &Caller<'_>, aws: &Aws, bucket: &str) -> Result<Whereabouts, AwsError> {
+    let region = caller.get_bucket_location(bucket)?;
+    let location = aws.bucket_location(bucket, &region);
+    Ok(Whereabouts { region, location, s3_endpoint: aws.s3_endpoint().map(str::to_owned) })
+}
+
 /// The account in an ARN.
 fn account_of(arn: &str) -> Option<&str> {
     arn.split(':').nth(4).filter(|it| !it.is_empty())

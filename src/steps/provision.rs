@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Ending, Notes, StepError, Work};
+use super::{Ending, Notes, StepError, Work, find_bucket};
 use crate::aws::{
     AwsError, BucketCreation, Credentials, KmsKey, tag_value, tenant_policy, tls_only_bucket_policy,
 };
@@ -58,13 +58,9 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
         work.remember(&notes)?;
         instance = work.instance()?;
     }
-    let region = prove_access_key(work, &instance, &mut notes)?;
+    let place = prove_access_key(work, &instance, &mut notes)?;
     remove_unknown_keys(work, &instance)?;
-    Ok(Ending::Available(Whereabouts {
-        region,
-        location: work.aws.bucket_location(&instance.name),
-        s3_endpoint: work.aws.s3_endpoint().map(str::to_owned),
-    }))
+    Ok(Ending::Available(place))
 }
 
 /// Everything that does not have to wait for the key.
@@ -192,9 +188,16 @@ fn ensure_encryption(work: &Work<'_>, instance: &Instance, key: Option<&KmsKey>)
     let (caller, wanted) = (work.caller(), key.map(KmsKey::master_key_id));
     caller.put_bucket_encryption(&instance.name, wanted)?;
     let found = caller.get_bucket_encryption(&instance.name)?;
-    let kept = found
-        .is_some_and(|it| it.algorithm == "aws:kms" && (wanted.is_none() || it.kms_key.as_deref() == wanted));
+    let kept = found.is_some_and(|it| {
+        it.algorithm == "aws:kms" && wanted.is_none_or(|wanted| is_key(it.kms_key.as_deref(), wanted))
+    });
     if kept { Ok(()) } else { Err(wait(SETTING_TRIAL_INTERVAL, "AWS does not show the encryption yet")) }
+}
+
+/// Whether AWS shows the key that was named. It may show the ARN of what was named by id or alias.
+fn is_key(shown: Option<&str>, named: &str) -> bool {
+    let is_alias = named.contains("alias/");
+    shown.is_some_and(|shown| shown == named || is_alias || shown.ends_with(&format!("/{named}")))
 }
 
 /// Leaves the bucket keeping versions for as long as is promised, and sees that it does.
@@ -216,7 +219,11 @@ fn ensure_versioning(work: &Work<'_>, instance: &Instance) -> Result<(), StepErr
 
 /// A signed call with the tenant's own key succeeds; says where the bucket is. New keys take
 /// seconds to be known everywhere, so until then the task sleeps.
-fn prove_access_key(work: &Work<'_>, instance: &Instance, notes: &mut Notes) -> Result<String, StepError> {
+fn prove_access_key(
+    work: &Work<'_>,
+    instance: &Instance,
+    notes: &mut Notes,
+) -> Result<Whereabouts, StepError> {
     let (Some(id), Some(secret)) = (&instance.access_key_id, &instance.secret_access_key) else {
         notes.prepared = false;
         work.remember(notes)?;
@@ -224,8 +231,8 @@ fn prove_access_key(work: &Work<'_>, instance: &Instance, notes: &mut Notes) -> 
     };
     let tenant =
         Credentials { access_key_id: id.clone(), secret_access_key: secret.clone(), session_token: None };
-    match work.aws.caller(&tenant, work.permit).get_bucket_location(&instance.name) {
-        Ok(region) => Ok(region),
+    match find_bucket(&work.aws.caller(&tenant, work.permit), work.aws, &instance.name) {
+        Ok(place) => Ok(place),
         Err(err @ AwsError::Refused { status: 400 | 401 | 403, .. }) => {
             log::debug!("new key does not work yet: instance={:?} cause={err}", instance.id);
             if instance.key_age.is_none_or(|it| it > KEY_PATIENCE) {
@@ -306,5 +313,20 @@ mod tests {
             assert_eq!((promise.versioned, promise.encrypted), (versioned, encrypted), "{details}");
         }
         assert!(serde_json::from_str::<Promise>(r#"{"versioned":"yes"}"#).is_err());
+    }
+
+    #[test]
+    fn a_key_is_known_by_its_arn_too() {
+        let arn = "arn:aws:kms:us-west-2:123456789012:key/1234-abcd";
+        for (shown, named, same) in [
+            (Some(arn), arn, true),
+            (Some(arn), "1234-abcd", true),
+            (Some(arn), "alias/mine", true),
+            (Some(arn), "4-abcd", false),
+            (Some("arn:aws:kms:us-west-2:123456789012:key/other"), arn, false),
+            (None, "alias/mine", false),
+        ] {
+            assert_eq!(is_key(shown, named), same, "{shown:?} {named}");
+        }
     }
 }

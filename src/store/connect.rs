@@ -63,7 +63,11 @@ pub(crate) struct Target {
 
 impl Target {
     /// Understands a database URL; the error is fit to be shown and holds no part of the URL.
-    pub(crate) fn parse(url: &Secret, statement_timeout: Duration) -> Result<Target, String> {
+    pub(crate) fn parse(
+        url: &Secret,
+        statement_timeout: Duration,
+        ssl_cert_file: Option<&Path>,
+    ) -> Result<Target, String> {
         let text = url.expose();
         if !["postgres://", "postgresql://"].iter().any(|it| text.starts_with(it)) {
             return Err("must begin with postgres:// or postgresql://".to_owned());
@@ -78,7 +82,10 @@ impl Target {
         if config.get_application_name().is_none() {
             config.application_name("servicebroker");
         }
-        config.connect_timeout(CONNECT_TIMEOUT).tcp_user_timeout(TCP_USER_TIMEOUT);
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        config.tcp_user_timeout(TCP_USER_TIMEOUT);
         config.ssl_mode(match parameters.encryption {
             Encryption::Off => postgres::config::SslMode::Disable,
             Encryption::Preferred => postgres::config::SslMode::Prefer,
@@ -86,7 +93,7 @@ impl Target {
         });
         let timeout_ms = statement_timeout.as_millis();
         Ok(Target {
-            connector: parameters.connector()?,
+            connector: parameters.connector(ssl_cert_file)?,
             config,
             session: format!(
                 "set statement_timeout = {timeout_ms}; set lock_timeout = {timeout_ms};
@@ -169,7 +176,7 @@ impl Parameters {
     }
 
     /// The TLS side of a connection, `None` without encryption.
-    fn connector(&self) -> Result<Option<Connector>, String> {
+    fn connector(&self, ssl_cert_file: Option<&Path>) -> Result<Option<Connector>, String> {
         let verify = match self.encryption {
             Encryption::Off => return Ok(None),
             Encryption::Preferred => Verify::Nothing,
@@ -180,7 +187,7 @@ impl Parameters {
             (Verify::Chain | Verify::ChainAndName, Some(file)) => {
                 tls::roots_from_file(Path::new(file)).map_err(|err| format!("sslrootcert: {err}"))?
             }
-            (Verify::Chain | Verify::ChainAndName, None) => tls::system_roots(None)
+            (Verify::Chain | Verify::ChainAndName, None) => tls::system_roots(ssl_cert_file)
                 .map_err(|err| format!("sslmode verifies, but {err}; give sslrootcert"))?,
         };
         let config = tls::client_config(&roots, verify).map_err(|err| err.to_string())?;
@@ -262,7 +269,7 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<Target, String> {
-        Target::parse(&Secret::new(url), Duration::from_secs(5))
+        Target::parse(&Secret::new(url), Duration::from_secs(5), None)
     }
 
     #[test]

@@ -169,6 +169,14 @@ const RENAME: &str = "
 /// `$2` region, `$3` location, `$4` endpoint.
 const MARK_AVAILABLE: &str = "
     update resources set status = 'available', region = $2, location = $3, s3_endpoint = $4 where id = $1";
+/// Names of buckets whose place the old broker never wrote down.
+const FIND_UNPLACED: &str = "
+    select id, name from resources
+    where region is null and not deleted and username is not null and status = 'available'
+    order by id";
+/// `$2` region, `$3` location, `$4` endpoint, where they are not known yet.
+const PLACE: &str = "
+    update resources set region = $2, location = $3, s3_endpoint = $4 where id = $1 and region is null";
 /// Leaves nothing that opens anything. `$2` whether the row is gone for the platform too.
 const WIPE: &str = "
     update resources set username = null, password = null, key_since = null, deleted = $2 where id = $1";
@@ -240,15 +248,31 @@ impl Transaction<'_> {
         self.execute(RENAME, &[(&id, Type::TEXT), (&name, Type::TEXT)]).map(drop)
     }
 
+    /// Ids and buckets of instances of the old broker, which did not write down where they are.
+    pub(crate) fn unplaced_instances(&mut self) -> Result<Vec<(String, String)>, StoreError> {
+        let rows = self.query(FIND_UNPLACED, &[])?;
+        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("name")?))).collect()
+    }
+
+    /// Writes down where an instance's bucket is, if that is not known yet.
+    pub(crate) fn place_instance(&mut self, id: &str, bucket: &Whereabouts) -> Result<(), StoreError> {
+        self.write_place(PLACE, id, bucket)
+    }
+
     /// The instance can be used from now on.
     pub(crate) fn mark_available(&mut self, id: &str, bucket: &Whereabouts) -> Result<(), StoreError> {
+        self.write_place(MARK_AVAILABLE, id, bucket)
+    }
+
+    /// The parameters that both ways of writing a place share.
+    fn write_place(&mut self, sql: &str, id: &str, bucket: &Whereabouts) -> Result<(), StoreError> {
         let parameters: [super::Parameter<'_>; 4] = [
             (&id, Type::TEXT),
             (&bucket.region, Type::TEXT),
             (&bucket.location, Type::TEXT),
             (&bucket.s3_endpoint, Type::TEXT),
         ];
-        self.execute(MARK_AVAILABLE, &parameters).map(drop)
+        self.execute(sql, &parameters).map(drop)
     }
 
     /// Nothing is left of the instance in AWS; its secrets go here too.

@@ -15,7 +15,11 @@ const SCHEMA: &str = include_str!("../../schema.sql");
 const ADVISORY_LOCK: i64 = 0x5e27_1ceb_1205_4a11;
 
 /// Whether there is a version row's table yet: asking for the row of a missing table is an error.
-const TABLE_EXISTS: &str = "select to_regclass('schema_version') is not null as there";
+/// Read from the catalog itself, since `to_regclass` may answer from before the lock was waited for.
+const TABLE_EXISTS: &str = "
+    select exists (
+        select 1 from pg_catalog.pg_class where relname = 'schema_version' and pg_table_is_visible(oid)
+    ) as there";
 /// The version of the tables.
 const FIND_VERSION: &str = "select version from schema_version";
 /// Waits for those who change the tables now, but not for long: the whole is tried again.

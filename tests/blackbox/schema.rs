@@ -91,3 +91,19 @@ fn instances_of_the_old_broker_are_known() {
     let binding = api.get(&format!("{}/service_bindings/app-space", of(1)));
     assert_eq!((binding.status, binding.header("retry-after")), (503, Some("5")));
 }
+
+#[test]
+fn a_worker_completes_the_instances_of_the_old_broker() {
+    let setup = Setup::on(Database::of_the_old_broker());
+    let bucket = "tst-u4b36b824";
+    let region = setting("TEST_AWS_REGION");
+    let place = format!("LocationConstraint={region}");
+    admin(&["s3api", "create-bucket", "--bucket", bucket, "--create-bucket-configuration", &place]);
+    let (api, worker) = (setup.api(&[]), setup.worker());
+    worker.wait_for_log("old instance completed: ");
+    let path = "/v2/service_instances/22222222-bbbb-4bbb-8bbb-000000000001/service_bindings/app-space";
+    let credentials = &api.get(path).json["credentials"];
+    assert_eq!((&credentials["S3_BUCKET"], &credentials["S3_REGION"]), (&bucket.into(), &region.into()));
+    assert_eq!(credentials["S3_ACCESS_KEY"], "AKIAEXAMPLE000000002");
+    admin(&["s3api", "delete-bucket", "--bucket", bucket]);
+}

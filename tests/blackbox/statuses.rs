@@ -10,7 +10,7 @@ mod deprovision;
 mod fetch;
 mod ids;
 mod last_operation;
-mod outage;
+pub(crate) mod outage;
 mod paths;
 mod provision;
 mod repeats;
@@ -20,9 +20,16 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// An api whose requests wait for no task: what takes a worker is 202 at once.
+/// Waits this long for a task, on a database that has its tables already.
+fn waiting(seconds: &str) -> Setup {
+    let setup = Setup::new().with("WAIT_SECONDS", seconds);
+    write(&setup, include_str!("../../schema.sql"));
+    setup
+}
+
+/// Requests wait for no task: what takes a worker is 202 at once.
 fn impatient() -> Setup {
-    Setup::new().with("WAIT_SECONDS", "0")
+    waiting("0")
 }
 
 /// The path of an instance.
@@ -137,16 +144,14 @@ fn add_failed(setup: &Setup, id: &str, status: &str) -> String {
 /// An instance that was there once.
 fn add_deleted(setup: &Setup, id: &str) {
     add_instance(setup, id, "deprovisioning");
-    let sql = format!("update resources set deleted = true, username = null, password = null where id = '{id}'");
+    let sql =
+        format!("update resources set deleted = true, username = null, password = null where id = '{id}'");
     write(setup, &sql);
 }
 
 /// How many rows there are of this kind.
 fn count(setup: &Setup, from: &str) -> String {
-    setup
-        .database
-        .text(&format!("select count(*)::text from {from}"))
-        .unwrap()
+    setup.database.text(&format!("select count(*)::text from {from}")).unwrap()
 }
 
 /// Every error of a body that both PUTs must refuse in the same way.
