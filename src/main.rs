@@ -47,11 +47,25 @@ enum End {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args();
+    let mut not_text = Vec::new();
+    let mut arguments = std::env::args_os().enumerate().map(|(number, it)| {
+        it.into_string().unwrap_or_else(|_| {
+            not_text.push(Problem::new(format!("argument {number}"), "is not UTF-8"));
+            String::new()
+        })
+    });
     let program = arguments.next().unwrap_or_default();
+    let arguments: Vec<String> = arguments.filter(|it| !it.is_empty()).collect();
+    let not_text = std::cell::RefCell::new(not_text);
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-    let variable = |name: &'static str| std::env::var(name).ok();
-    let (command, mut problems) = config::parse(&program, arguments.collect(), variable);
+    let variable = |name: &'static str| {
+        let text = std::env::var_os(name)?.into_string();
+        text.map_err(|_| not_text.borrow_mut().push(Problem::new(name, "is not UTF-8"))).ok()
+    };
+    let (command, mut problems) = config::parse(&program, arguments, variable);
+    let mut not_text = not_text.into_inner();
+    problems.retain(|it| not_text.iter().all(|other| other.setting != it.setting));
+    problems.append(&mut not_text);
     let config = match command {
         Command::Version => return print(concat!("servicebroker/", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Help => return print(config::USAGE),

@@ -62,10 +62,14 @@ impl StoreError {
                 Some(code) => {
                     let code = code.code();
                     // connection, resources, operator intervention; then deadlock, lock and statement
-                    // timeouts, a table, column or right not there yet
+                    // timeouts, a table, column or right not there yet;
+                    // a database that is missing or lets nobody in
                     ["08", "53", "57"].iter().any(|class| code.starts_with(class))
-                        || ["40001", "40P01", "55P03", "42P01", "42703", "42501", "3F000", "28P01", "3D000"]
-                            .contains(&code)
+                        || [
+                            "40001", "40P01", "55P03", "42P01", "42703", "42501", "3F000", "55000", "28P01",
+                            "3D000",
+                        ]
+                        .contains(&code)
                 }
             },
         }

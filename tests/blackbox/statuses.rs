@@ -55,10 +55,11 @@ fn ids_in_query() -> String {
 /// `body` with another value for a field; null takes it out.
 fn with_field(mut body: Value, field: &str, value: Value) -> Value {
     let map = body.as_object_mut().unwrap();
-    match value {
-        Value::Null => map.remove(field),
-        value => map.insert(field.to_owned(), value),
-    };
+    if value.is_null() {
+        map.remove(field);
+    } else {
+        map.insert(field.to_owned(), value);
+    }
     body
 }
 

@@ -314,11 +314,6 @@ impl Answer {
 }
 
 impl Api {
-    /// `host:port`.
-    pub(crate) fn address(&self) -> &str {
-        self.base.trim_start_matches("http://")
-    }
-
     /// With one header more, or another value for it.
     pub(crate) fn with_header(&self, name: &str, value: &str) -> Api {
         let mut other = self.without_header(name);

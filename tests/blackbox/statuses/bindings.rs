@@ -224,20 +224,27 @@ fn a_bind_that_comes_while_the_provision_runs_waits_for_it() {
 }
 
 #[test]
-fn a_bind_that_waits_learns_that_the_provision_failed() {
+fn a_bind_that_waits_learns_that_it_waits_in_vain() {
     let setup = waiting("50");
-    add_instance(&setup, "a", "provisioning");
-    add_task(&setup, "a", "provision", "pending");
+    for instance in ["failing", "leaving"] {
+        add_instance(&setup, instance, "provisioning");
+        add_task(&setup, instance, "provision", "pending");
+    }
     let api = setup.api(&[]);
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| bind(&api, "a", "b", &[]));
-        std::thread::sleep(std::time::Duration::from_millis(300)); // it reaches the list of those who wait
-        assert!(!waiting.is_finished(), "it waits");
-        write(
-            &setup,
-            "update resources set status = 'failed'; update tasks set status = 'failed', finished = now()",
-        );
-        check_error("bind", &waiting.join().unwrap(), 422);
+        let failing = scope.spawn(|| bind(&api, "failing", "b", &[]));
+        let leaving = scope.spawn(|| bind(&api, "leaving", "b", &[]));
+        std::thread::sleep(std::time::Duration::from_millis(300)); // they reach the list of those who wait
+        assert!(!failing.is_finished() && !leaving.is_finished(), "both wait");
+        for (instance, status) in [("failing", "failed"), ("leaving", "deprovisioning")] {
+            let (resource, task) = (
+                format!("update resources set status = '{status}' where id = '{instance}'"),
+                format!("update tasks set status = 'failed', finished = now() where resource = '{instance}'"),
+            );
+            write(&setup, &format!("{resource}; {task}"));
+        }
+        check_error("failing", &failing.join().unwrap(), 422);
+        check_code("leaving", &leaving.join().unwrap(), "ConcurrencyError");
     });
 }
 

@@ -126,6 +126,46 @@ fn a_delete_takes_over_a_provision_that_runs() {
 }
 
 #[test]
+fn a_delete_takes_over_a_provision_whose_worker_has_it_or_had_it() {
+    let setup = impatient();
+    let api = setup.api(&[]);
+    let provision = operation_of("provision", &api.provision("a", BASIC));
+    let started = "update tasks set status = 'started', worker = 'w', started = now()";
+    write(&setup, &format!("{started}, lease_until = now() + interval '1 hour'"));
+    let removal = operation_of("deprovision", &api.deprovision("a", BASIC));
+    assert_eq!(operation_of("again", &api.deprovision("a", BASIC)), removal);
+    assert_eq!(task_status(&setup, &removal), "pending");
+    check_code("provision again", &api.provision("a", BASIC), "ConcurrencyError");
+    write(&setup, "update tasks set lease_until = now() - interval '1 second' where status = 'started'");
+    let _worker = setup.worker();
+    eventually("a is gone", PATIENCE, || {
+        let answer = api.get(&format!("{}/last_operation", at("a")));
+        (answer.status == 410).then_some(())
+    });
+    assert_eq!(task_status(&setup, &provision), "failed");
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}
+
+#[test]
+fn a_provision_that_is_taken_over_while_it_is_waited_for_is_202() {
+    let setup = waiting("50");
+    let api = setup.api(&[]);
+    std::thread::scope(|scope| {
+        let provision = scope.spawn(|| api.provision("a", BASIC));
+        let operation = eventually("the task is written down", PATIENCE, || {
+            setup.database.text("select task::text from tasks")
+        });
+        let removal = scope.spawn(|| api.deprovision("a", BASIC));
+        let answer = provision.join().unwrap();
+        assert_eq!(operation_of("provision", &answer), operation);
+        assert!(!removal.is_finished(), "it waits too");
+        let _worker = setup.worker();
+        check_empty("deprovision", &removal.join().unwrap(), 200);
+    });
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}
+
+#[test]
 fn an_instance_that_failed_and_was_cleaned_up_goes_at_once() {
     let setup = impatient();
     add_failed(&setup, "cleaned", "finished");

@@ -1,5 +1,7 @@
 //! The database goes away and comes back: what is still answered, and how.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 
 /// Sends statements past the test's database to its server, one after the other: some of them
@@ -73,7 +75,7 @@ fn outlives(cut: impl Fn(&str) -> Vec<String>, mend: impl Fn(&str) -> Vec<String
     let state = api.get(&format!("{}/last_operation", at("a")));
     assert_eq!(state.json["state"], "succeeded", "the deprovision that was refused did nothing");
     write(&setup, "update plans set description = 'Edited.'");
-    eventually("edits show again", std::time::Duration::from_secs(10), || {
+    eventually("edits show again", Duration::from_secs(10), || {
         api.get("/v2/catalog").text.contains("Edited.").then_some(())
     });
 }
@@ -110,6 +112,22 @@ fn a_database_that_is_renamed() {
 }
 
 #[test]
+fn the_catalog_stays_however_often_it_cannot_be_read_anew() {
+    let setup = impatient();
+    let api = setup.api(&[]);
+    let before = api.get("/v2/catalog").text;
+    close(&setup.database);
+    let end = Instant::now() + Duration::from_secs(11); // edits show within ten, so it was tried by then
+    while Instant::now() < end {
+        let answer = api.get("/v2/catalog");
+        check_json("catalog", &answer, 200);
+        assert_eq!(answer.text, before);
+        std::thread::sleep(Duration::from_millis(100)); // between looks, not instead of them
+    }
+    open(&setup.database);
+}
+
+#[test]
 fn connections_that_break_are_made_anew_without_a_word() {
     let setup = impatient();
     add_instance(&setup, "a", "available");
@@ -117,7 +135,7 @@ fn connections_that_break_are_made_anew_without_a_word() {
     for round in 0..3 {
         operation_of("before", &api.provision(&format!("before-{round}"), BASIC));
         tell_server(&[cut_connections(name_of(&setup.database))]);
-        eventually("requests are served again", std::time::Duration::from_secs(10), || {
+        eventually("requests are served again", Duration::from_secs(10), || {
             let answer = api.get(&binding_at("a", "b"));
             assert!(matches!(answer.status, 200 | 503), "{} {}", answer.status, answer.text);
             (answer.status == 200).then_some(())
