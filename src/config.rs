@@ -188,9 +188,10 @@ pub(crate) fn parse(
     match flags.subcommand.as_deref() {
         Some("version") => return (Command::Version, reader.problems),
         Some("help") => return (Command::Help, reader.problems),
-        Some(other) => {
-            let complaint = "unknown command; known are version and help";
-            reader.problems.push(Problem::new(other.escape_debug().to_string(), complaint));
+        Some(_) => {
+            // not repeated: it may be a database URL whose flag was forgotten
+            let complaint = "holds a word that is no command; known are version and help";
+            reader.problems.push(Problem::new("command line", complaint));
         }
         None => {}
     }

@@ -117,11 +117,27 @@ fn start_logging(verbosity: u8) -> Result<(), String> {
         1 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     };
-    simple_logger::SimpleLogger::new()
+    let logger = simple_logger::SimpleLogger::new()
         .with_level(log::LevelFilter::Warn)
-        .with_module_level("servicebroker", level)
-        .init()
-        .map_err(|err| err.to_string())
+        .with_module_level("servicebroker", level);
+    log::set_max_level(logger.max_level());
+    log::set_boxed_logger(Box::new(Steadfast(logger))).map_err(|err| err.to_string())
+}
+
+/// A logger that panics when nobody reads standard error, kept from doing so: the work goes on.
+struct Steadfast(simple_logger::SimpleLogger);
+
+impl log::Log for Steadfast {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let logged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.0.log(record)));
+        drop(logged); // there is no place left to tell of it
+    }
+
+    fn flush(&self) {}
 }
 
 /// What a worker needs beside the database.

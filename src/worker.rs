@@ -35,6 +35,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often settling is tried while the database is away.
 const SETTLE_TRIES: u32 = 5;
+/// How often old instances whose bucket AWS did not show are asked for again.
+const PLACE_INTERVAL: Duration = Duration::from_secs(60);
 /// The longest that a call may take: a worker that is told to end waits for it.
 const CALL_DEADLINE_MAX: Duration = Duration::from_secs(15);
 /// Parts of a lease: it is renewed after one of them, and a call takes one at most.
@@ -206,14 +208,16 @@ impl Shop {
         log_outcome(claim, &next, began);
         for attempt in 1..=SETTLE_TRIES {
             let (next, of) = (next.clone(), claim.clone());
-            match self.store.fenced(claim, move |tx| next.write(tx, &of)) {
+            match self.store.fenced(claim, move |tx, state| next.write(tx, &of, state)) {
                 Ok(()) => return,
                 Err(StoreError::LeaseLost) => {
                     return log::warn!("task not settled, another worker has it: task={}", claim.task);
                 }
                 Err(err) => log::warn!("task not settled: task={} attempt={attempt} cause={err}", claim.task),
             }
-            self.stop.wait(spread(POLL_INTERVAL));
+            if self.stop.wait(spread(POLL_INTERVAL)) {
+                return; // the lease runs out, and somebody runs the task again
+            }
         }
     }
 
@@ -257,13 +261,21 @@ impl Shop {
         }
     }
 
-    /// Asks AWS where the buckets of the old broker are, and writes it down.
+    /// Asks AWS where the buckets of the old broker are, and writes it down, until all are known.
     fn place_old_instances(&self) {
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
-        let unplaced = match self.store.transaction(|tx| tx.unplaced_instances()) {
-            Ok(unplaced) => unplaced,
-            Err(err) => return log::warn!("old instances not looked at: cause={err}"),
-        };
+        while !self.stop.is_set() {
+            match self.store.transaction(|tx| tx.unplaced_instances()) {
+                Ok(unplaced) if unplaced.is_empty() => return,
+                Ok(unplaced) => self.place_instances(unplaced),
+                Err(err) => log::warn!("old instances not looked at: cause={err}"),
+            }
+            self.stop.wait(PLACE_INTERVAL);
+        }
+    }
+
+    /// Asks for each of these once.
+    fn place_instances(&self, unplaced: Vec<(String, String)>) {
         for (id, bucket) in unplaced {
             let caller = self.aws.caller(&self.settings.credentials, self.stop.as_ref());
             let written = steps::find_bucket(&caller, &self.aws, &bucket).map(|place| {

@@ -38,7 +38,8 @@ impl Flags {
             if dashes == 0 || dashes > 2 || name.is_empty() {
                 match subcommand {
                     None => subcommand = Some(argument),
-                    Some(_) => problems.push(Problem::new(argument.escape_debug().to_string(), "unexpected")),
+                    Some(_) => problems
+                        .push(Problem::new("command line", "holds more than one word that is no flag")),
                 }
             } else if matches!(name, "help" | "h" | "version") {
                 subcommand = Some(if name == "version" { "version" } else { "help" }.to_owned());

@@ -91,7 +91,7 @@ fn every_problem_is_named_and_no_value_is_shown() {
         "AWS_REGION",
         "AWS_ACCESS_KEY_ID",
         "-nope",
-        "stray",
+        "command line",
     ] {
         assert!(settings.contains(&setting), "{setting} is missing in {problems:?}");
     }

@@ -8,8 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::broker::BrokerError;
 use crate::osb::Id;
 
-/// A request whose body is there.
-#[derive(Debug)]
+/// A request whose body is there. It has no `Debug`: its headers hold a password.
 pub(super) struct Call {
     /// As sent, upper case.
     pub(super) method: String,

@@ -90,6 +90,9 @@ impl Inside {
     }
 }
 
+/// Called when the process must be restarted, with the reason.
+pub(super) type GiveUp = dyn Fn(&str) + Send + Sync;
+
 /// What all connections share.
 pub(super) struct Gate {
     /// How much and how long.
@@ -98,6 +101,8 @@ pub(super) struct Gate {
     inside: Inside,
     /// Said when the process is to end.
     stop: Arc<Event>,
+    /// Called when there is no server behind the gate any more.
+    give_up: Arc<GiveUp>,
     /// Connections of each address.
     places: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -112,14 +117,14 @@ struct Place {
 
 impl Gate {
     /// A gate before `inside`. The number of connections is cut to what descriptors are there for.
-    pub(super) fn new(mut limits: Limits, inside: Inside, stop: Arc<Event>) -> Gate {
+    pub(super) fn new(mut limits: Limits, inside: Inside, stop: Arc<Event>, give_up: Arc<GiveUp>) -> Gate {
         let room = descriptor_limit().map(|it| it.saturating_sub(DESCRIPTORS_RESERVED) / DESCRIPTORS_EACH);
         if let Some(room) = room.filter(|it| *it < limits.connections_max) {
             log::warn!("connections cut to the descriptor limit: connections_max={}", room.max(1));
             limits.connections_max = room.max(1);
             limits.per_address_max = limits.per_address_max.min(limits.connections_max);
         }
-        Gate { limits, inside, stop, places: Mutex::default() }
+        Gate { limits, inside, stop, give_up, places: Mutex::default() }
     }
 
     /// Accepts until the process is to end. [`Gate::wake`] makes it look.
@@ -270,7 +275,11 @@ impl<S: Deadline> Connection<'_, S> {
     /// Hands a request to tiny_http and brings its whole answer back, so that a peer that reads
     /// slowly holds up this thread alone.
     fn forward(&self, request: &Request, keep_alive: bool) -> io::Result<Vec<u8>> {
-        let mut inside = UnixStream::connect_addr(&self.gate.inside.address()?)?;
+        let mut inside = UnixStream::connect_addr(&self.gate.inside.address()?).inspect_err(|err| {
+            if err.kind() == io::ErrorKind::ConnectionRefused {
+                (self.gate.give_up)("the server behind the gate is gone"); // it closed its socket: it panicked
+            }
+        })?;
         inside.set_write_timeout(Some(self.gate.limits.work))?;
         inside.set_read_timeout(Some(self.gate.limits.work))?;
         inside.write_all(&rebuild(request, &self.gate.inside.key, self.peer))?;
@@ -400,7 +409,7 @@ mod tests {
             send: Duration::ZERO,
         };
         let inside = Inside { name: Vec::new(), key: String::new() };
-        let gate = Arc::new(Gate::new(limits, inside, Arc::default()));
+        let gate = Arc::new(Gate::new(limits, inside, Arc::default(), Arc::new(|_| {})));
         let [one, other, third] = [1, 2, 3].map(|it| IpAddr::from([127, 0, 0, it]));
         let first = gate.take_place(one).unwrap();
         let _second = gate.take_place(one).unwrap();

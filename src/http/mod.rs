@@ -29,15 +29,15 @@ use crate::store::Store;
 
 use call::{Call, Route};
 use desk::Desk;
-use gate::{Gate, Inside, KEY_HEADER, Limits, PEER_HEADER};
+use gate::{Gate, GiveUp, Inside, KEY_HEADER, Limits, PEER_HEADER};
 use reply::Reply;
 
 /// From the first byte of a request to its last.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two requests of a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// What a request may take beside the wait for its task.
-const WORK_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a request may take beside its waits.
+const WORK_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the peer to take an answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Stack of a request's thread, in bytes.
@@ -66,7 +66,7 @@ impl Api {
         config: ApiConfig,
         ready: &Arc<Event>,
         stop: &Arc<Event>,
-        give_up: impl Fn(&str) + Send + 'static,
+        give_up: impl Fn(&str) + Send + Sync + 'static,
     ) -> Result<Api, String> {
         let wanted = SocketAddr::from((config.listen_address, config.port));
         let listener =
@@ -80,17 +80,18 @@ impl Api {
             body_bytes_max: config.body_bytes_max,
             receive: RECEIVE_TIMEOUT,
             idle: IDLE_TIMEOUT,
-            work: config.wait + WORK_TIMEOUT,
+            // a bind asks the database, waits, and asks again
+            work: config.wait + store.call_timeout() * 2 + WORK_TIMEOUT,
             send: SEND_TIMEOUT,
         };
-        let key = inside.key.clone();
+        let (key, give_up) = (inside.key.clone(), Arc::new(give_up) as Arc<GiveUp>);
         let desk = Arc::new(Desk::new(store, name_prefix, config, Arc::clone(ready)));
         if desk.is_open() {
             log::warn!(
                 "no BROKER_PASSWORD and no BROKER_TOKEN is set: everyone who reaches the port is let in"
             );
         }
-        let gate = Arc::new(Gate::new(limits, inside, Arc::clone(stop)));
+        let gate = Arc::new(Gate::new(limits, inside, Arc::clone(stop), Arc::clone(&give_up)));
         let with_desk = |run: fn(&Desk, &Event)| {
             let (desk, stop) = (Arc::clone(&desk), Arc::clone(stop));
             move || run(&desk, &stop)

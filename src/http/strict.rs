@@ -20,7 +20,8 @@ const CHUNK_SIZE_DIGITS_MAX: usize = 8;
 const READ_BYTES: usize = 8 * 1024;
 
 /// A request with its body.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
+#[cfg_attr(test, derive(Debug))]
 pub(super) struct Request {
     /// The method.
     pub(super) method: String,
@@ -110,10 +111,11 @@ impl Buffer {
 
     /// Takes a head, up to and with the empty line.
     fn take_head(&mut self, stream: &mut impl Read) -> Result<Vec<u8>, Refusal> {
+        let mut empty_lines = 0;
         loop {
-            if self.bytes.starts_with(b"\r\n") {
+            if empty_lines == 0 && self.bytes.starts_with(b"\r\n") {
                 self.take(2); // RFC 9112, 2.2: an empty line before a request is ignored
-                continue;
+                empty_lines = 1;
             }
             if let Some(end) = self.bytes.windows(4).position(|it| it == b"\r\n\r\n") {
                 if end + 4 > HEAD_BYTES_MAX {

@@ -80,7 +80,7 @@ impl Waiters {
     /// Learns which tasks have ended, until the process is to end.
     pub(super) fn watch(&self, store: &Store, stop: &Event) {
         let mut listener: Option<Listener> = None;
-        let mut retry_at = Instant::now();
+        let (mut retry_at, mut asked_at) = (Instant::now(), Instant::now());
         while !stop.is_set() {
             if listener.is_none() && Instant::now() >= retry_at {
                 listener = store
@@ -97,7 +97,10 @@ impl Waiters {
                 }
             };
             match told {
-                Ok(tasks) if tasks.is_empty() || self.wants_any(&tasks) => self.ask(store),
+                Ok(tasks) if asked_at.elapsed() >= POLL_INTERVAL || self.wants_any(&tasks) => {
+                    self.ask(store);
+                    asked_at = Instant::now();
+                }
                 Ok(_) => {}
                 Err(err) => {
                     log::warn!("connection for notifications was lost: cause={err}");

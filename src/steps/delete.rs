@@ -30,12 +30,15 @@ pub(super) fn sweep(work: &Work<'_>) -> Result<Ending, StepError> {
     let name = name.ok_or_else(|| StepError::Unfixable("the task names nothing to look for".to_owned()))?;
     let instance = work.instance()?;
     remove_user(work, &instance, &name)?;
-    remove_bucket(work, &instance, &name)?;
+    // The name may be one that turned out to be somebody else's bucket.
+    if work.caller().owns_bucket(&name)? {
+        remove_bucket(work, &instance, &name)?;
+    }
     Ok(Ending::Swept)
 }
 
 /// Leaves no user of that name, no key and no policy of it.
-pub(super) fn remove_user(work: &Work<'_>, instance: &Instance, name: &str) -> Result<(), StepError> {
+fn remove_user(work: &Work<'_>, instance: &Instance, name: &str) -> Result<(), StepError> {
     let caller = work.caller();
     for key in caller.list_access_keys(name)? {
         caller.delete_access_key(name, &key)?;

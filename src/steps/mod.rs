@@ -17,7 +17,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::aws::{Aws, AwsError, Caller, Credentials, Permit};
-use crate::store::{Claim, Instance, Store, StoreError, TaskKind, Transaction, Whereabouts};
+use crate::random;
+use crate::store::{Claim, Instance, NewTask, Store, StoreError, TaskKind, Transaction, Whereabouts};
 
 /// What the worker's settings say about the work.
 pub(crate) struct Settings {
@@ -161,7 +162,7 @@ pub(crate) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
 
 /// What a task keeps in its metadata from one run to the next.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
-pub(crate) struct Notes {
+struct Notes {
     /// Provision: everything is made but the key is not proven yet.
     #[serde(default)]
     prepared: bool,
@@ -173,19 +174,25 @@ pub(crate) struct Notes {
     name: Option<String>,
 }
 
-impl Notes {
-    /// The notes of a sweep after `name`.
-    pub(crate) fn of_sweep(name: String) -> Notes {
-        Notes { name: Some(name), ..Notes::default() }
-    }
+/// A task that looks whether anything of that name is left, or came up behind its removal.
+pub(crate) fn sweep(instance: &str, name: String, delay: Duration) -> Result<NewTask, StoreError> {
+    Ok(NewTask {
+        task: random::uuid().map_err(|_| StoreError::Unreadable("random bytes"))?,
+        instance: instance.to_owned(),
+        kind: TaskKind::Sweep,
+        metadata: Notes { name: Some(name), ..Notes::default() }.to_json(),
+        delay,
+    })
+}
 
+impl Notes {
     /// From a task's metadata; what cannot be read counts as nothing, which is always safe.
     fn parse(metadata: &str) -> Notes {
         serde_json::from_str(metadata).unwrap_or_default()
     }
 
     /// As a task's metadata.
-    pub(crate) fn to_json(&self) -> String {
+    fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|_| "{}".to_owned())
     }
 }
@@ -209,19 +216,19 @@ impl Work<'_> {
         job: impl FnOnce(&mut Transaction<'_>, &str) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), StepError> {
         let id = self.claim.instance.clone();
-        Ok(self.store.fenced(self.claim, move |tx| job(tx, &id))?)
+        Ok(self.store.fenced(self.claim, move |tx, _| job(tx, &id))?)
     }
 
     /// Keeps notes for the next run.
     fn remember(&self, notes: &Notes) -> Result<(), StepError> {
         let (task, metadata) = (self.claim.task.clone(), notes.to_json());
-        Ok(self.store.fenced(self.claim, move |tx| tx.remember(&task, &metadata))?)
+        Ok(self.store.fenced(self.claim, move |tx, _| tx.remember(&task, &metadata))?)
     }
 
     /// Tells how far the task has come.
     fn report(&self, progress: String) -> Result<(), StepError> {
         let claim = self.claim.clone();
-        Ok(self.store.fenced(self.claim, move |tx| tx.report_progress(&claim, &progress))?)
+        Ok(self.store.fenced(self.claim, move |tx, _| tx.report_progress(&claim, &progress))?)
     }
 
     /// The account that the buckets belong to, where it is known.
@@ -281,7 +288,8 @@ mod tests {
         let again = Notes::parse(&notes.to_json());
         assert!(again.prepared && again.renamed);
         assert!(!Notes::parse("").prepared && !Notes::parse("[1]").prepared);
-        assert_eq!(Notes::parse(&Notes::of_sweep("n".into()).to_json()).name.as_deref(), Some("n"));
+        let task = sweep("i", "n".into(), Duration::ZERO).unwrap();
+        assert_eq!(Notes::parse(&task.metadata).name.as_deref(), Some("n"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Ending, Notes, StepError, Work, find_bucket};
+use super::{Ending, Notes, StepError, Work, find_bucket, sweep};
 use crate::aws::{
     AwsError, BucketCreation, Credentials, KmsKey, tag_value, tenant_policy, tls_only_bucket_policy,
 };
@@ -24,6 +24,8 @@ const KEY_TRIAL_INTERVAL: Duration = Duration::from_secs(1);
 /// When a key that still does not work is replaced; one that AWS does not list yet is believed
 /// in as long.
 const KEY_PATIENCE: Duration = Duration::from_secs(120);
+/// When what bears a name that was somebody else's is removed: IAM shows it everywhere by then.
+const RENAME_SWEEP_DELAY: Duration = Duration::from_secs(60);
 /// When to look again at a setting that AWS does not show yet.
 const SETTING_TRIAL_INTERVAL: Duration = Duration::from_secs(1);
 /// Where versions that are rarely read go.
@@ -141,7 +143,13 @@ fn ensure_access_key(work: &Work<'_>, instance: &Instance) -> Result<(), StepErr
     if held.is_some_and(|held| is_new || listed.iter().any(|it| it == held)) {
         return Ok(());
     }
-    let key = caller.create_access_key(&instance.name)?;
+    let key = match caller.create_access_key(&instance.name) {
+        // Keys whose answers were lost, and which IAM does not list yet: the next run removes them.
+        Err(err) if err.code() == Some("LimitExceeded") => {
+            return Err(wait(KEY_TRIAL_INTERVAL, "AWS does not show all access keys of the user yet"));
+        }
+        other => other?,
+    };
     work.write(move |tx, id| tx.save_access_key(id, Some((&key.id, &key.secret))))
 }
 
@@ -156,17 +164,19 @@ fn ensure_bucket(work: &Work<'_>, instance: &Instance, notes: &mut Notes) -> Res
     }
 }
 
-/// Removes what bears the old name, which is not the bucket, and starts again under a new one.
+/// Starts again under a new name. What bears the old one, which is not the bucket, is swept up by a
+/// task of its own that is written in the same breath.
 fn rename(work: &Work<'_>, instance: &Instance, notes: &mut Notes) -> Result<(), StepError> {
-    super::delete::remove_user(work, instance, &instance.name)?;
     let name = random::instance_name(&work.settings.name_prefix);
     let name = name.map_err(|err| StepError::Unfixable(err.to_string()))?;
     log::warn!("bucket name is somebody else's: instance={:?} old={} new={name}", instance.id, instance.name);
     notes.renamed = true;
     let (task, metadata) = (work.claim.task.clone(), notes.to_json());
+    let swept = sweep(&instance.id, instance.name.clone(), RENAME_SWEEP_DELAY)?;
     work.write(move |tx, id| {
         tx.rename_instance(id, &name)?;
-        tx.remember(&task, &metadata)
+        tx.remember(&task, &metadata)?;
+        tx.enqueue(&swept)
     })?;
     Err(wait(Duration::ZERO, "the bucket gets another name"))
 }

@@ -29,6 +29,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long sent bytes may stay unacknowledged before the connection counts as broken.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// When a silent connection is first asked whether it lives.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// How often it is asked again.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often in vain before it counts as broken.
+const KEEPALIVE_RETRIES: u32 = 3;
+
 /// Parameters that rust-postgres understands by itself.
 const KNOWN_PARAMETERS: [&str; 15] = [
     "user",
@@ -86,6 +93,17 @@ impl Target {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
         config.tcp_user_timeout(TCP_USER_TIMEOUT);
+        // A host that vanished is noticed by these alone; what the URL says of them comes first.
+        let said = |name: &str| parameters.kept.iter().any(|it| it.starts_with(&format!("{name}=")));
+        if !said("keepalives_idle") {
+            config.keepalives_idle(KEEPALIVE_IDLE);
+        }
+        if !said("keepalives_interval") {
+            config.keepalives_interval(KEEPALIVE_INTERVAL);
+        }
+        if !said("keepalives_retries") {
+            config.keepalives_retries(KEEPALIVE_RETRIES);
+        }
         config.ssl_mode(match parameters.encryption {
             Encryption::Off => postgres::config::SslMode::Disable,
             Encryption::Preferred => postgres::config::SslMode::Prefer,

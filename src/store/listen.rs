@@ -7,7 +7,7 @@ use std::time::Duration;
 use postgres::Client;
 use postgres::fallible_iterator::FallibleIterator;
 
-use super::{StoreError, Target};
+use super::StoreError;
 
 /// Channel on which the id of a task is told when it becomes due.
 pub(super) const DUE: &str = "servicebroker_due";
@@ -23,9 +23,8 @@ impl Listener {
     /// Told when a task has ended.
     pub(crate) const ENDED: &str = ENDED;
 
-    /// Connects and listens.
-    pub(super) fn open(target: &Target, channel: &'static str) -> Result<Listener, StoreError> {
-        let mut client = target.connect()?;
+    /// Listens on a connection that is there.
+    pub(super) fn open(mut client: Client, channel: &'static str) -> Result<Listener, StoreError> {
         client.batch_execute(&format!("listen {channel}"))?;
         Ok(Listener(client))
     }

@@ -8,7 +8,8 @@
 //!
 //! Invariants
 //! - There are never more connections than the settings allow, apart from those given up on.
-//! - A connection that was given up on is never used again, and ends by itself.
+//! - A call that was given up on is not committed, unless its commit was under way; its connection is
+//!   never used again and ends by itself.
 //! - While too many are given up on, callers are refused without asking the database.
 //! - Errors carry the server's code and primary message, never a row's values.
 
@@ -20,8 +21,8 @@ mod listen;
 mod schema;
 mod tasks;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender, SyncSender};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -105,6 +106,10 @@ impl std::fmt::Display for StoreError {
 const GRACE: Duration = Duration::from_secs(5);
 /// Calls that may hang at once before the database counts as silent.
 const ABANDONED_MAX: usize = 8;
+/// Calls that may hang at most, those included that look whether the database is back.
+const PROBES_MAX: usize = 32;
+/// How often it is looked.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// A connection idle for longer is tried before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long trying it may take.
@@ -130,6 +135,10 @@ struct Shared {
     returned: Condvar,
     /// Calls that were given up on and still hang.
     abandoned: AtomicUsize,
+    /// Whether the last call that ended was given up on.
+    is_silent: AtomicBool,
+    /// When a call was last let through to see whether the database is back.
+    probed: Mutex<Instant>,
 }
 
 /// Which connections there are.
@@ -170,6 +179,8 @@ impl Store {
             pool: Mutex::new(Pool { idle: Vec::new(), open: 0 }),
             returned: Condvar::new(),
             abandoned: AtomicUsize::new(0),
+            is_silent: AtomicBool::new(false),
+            probed: Mutex::new(Instant::now()),
         }))
     }
 
@@ -199,21 +210,57 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
+        self.call(limit, move |slot, target, progress| {
+            let client = slot.connected(target).map_err(StoreError::from)?;
+            in_transaction(client, progress, job)
+        })
+    }
+
+    /// A connection to wait for notifications on; it leaves the pool.
+    pub(crate) fn listen(&self, channel: &'static str) -> Result<Listener, StoreError> {
+        self.call(self.0.call_timeout, move |slot, target, _| {
+            slot.connected(target)?;
+            let client = slot.client.take().ok_or(StoreError::Silent)?;
+            Listener::open(client, channel)
+        })
+    }
+
+    /// Has a connection's thread do `job`, and waits for it no longer than `limit`.
+    fn call<T, E>(
+        &self,
+        limit: Duration,
+        job: impl FnOnce(&mut Slot, &Target, &Progress) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
         let connection = self.take()?;
         let (answer, answered) = mpsc::sync_channel(1);
-        let shared = Arc::clone(&self.0);
-        let job = Box::new(move |slot: &mut Slot| run(&shared.target, slot, job, &answer));
+        let progress = Arc::new(Progress::new(Arc::clone(&self.0)));
+        let (shared, of_job) = (Arc::clone(&self.0), Arc::clone(&progress));
+        let job = Box::new(move |slot: &mut Slot| {
+            let end = EndOfCall(of_job);
+            let result = job(slot, &shared.target, &end.0);
+            slot.tidy();
+            drop(end);
+            if answer.send(result).is_err() {
+                slot.client = None; // nobody waits any more
+            }
+        });
         if connection.jobs.send(job).is_err() {
             self.forget();
             return Err(StoreError::Panicked.into());
         }
         match answered.recv_timeout(limit) {
             Ok(result) => {
+                self.0.is_silent.store(false, Ordering::Relaxed);
                 self.give_back(connection);
                 result
             }
             Err(RecvTimeoutError::Timeout) => {
-                self.abandon(connection, answered);
+                progress.give_up();
+                self.forget();
                 Err(StoreError::Silent.into())
             }
             Err(RecvTimeoutError::Disconnected) => {
@@ -223,16 +270,14 @@ impl Store {
         }
     }
 
-    /// A connection to wait for notifications on, outside the pool.
-    pub(crate) fn listen(&self, channel: &'static str) -> Result<Listener, StoreError> {
-        Listener::open(&self.0.target, channel)
+    /// How long one use of the database may take.
+    pub(crate) fn call_timeout(&self) -> Duration {
+        self.0.call_timeout
     }
 
     /// An idle connection, or a new one while that is allowed.
     fn take(&self) -> Result<Connection, StoreError> {
-        if self.0.abandoned.load(Ordering::Relaxed) >= ABANDONED_MAX {
-            return Err(StoreError::Silent);
-        }
+        self.refuse_while_silent()?;
         let deadline = Instant::now() + self.0.call_timeout;
         let mut pool = self.pool();
         loop {
@@ -264,22 +309,18 @@ impl Store {
         self.0.returned.notify_one();
     }
 
-    /// Leaves a hanging call to itself and counts it until it ends.
-    fn abandon<A: Send + 'static>(&self, connection: Connection, answered: mpsc::Receiver<A>) {
-        self.0.abandoned.fetch_add(1, Ordering::Relaxed);
-        self.forget();
-        drop(connection);
-        let shared = Arc::clone(&self.0);
-        let watch = move || {
-            // Ends when the thread is done with the job, or dies: either way the answer is dropped.
-            if answered.recv().is_ok() {
-                log::debug!("database call ended after it was given up on");
-            }
-            shared.abandoned.fetch_sub(1, Ordering::Relaxed);
-        };
-        if let Err(err) = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(watch) {
-            log::error!("no thread for an abandoned database call: cause={err}");
+    /// While too many calls hang and none was answered since, only a call now and then is let through.
+    fn refuse_while_silent(&self) -> Result<(), StoreError> {
+        let hanging = self.0.abandoned.load(Ordering::Relaxed);
+        if hanging < ABANDONED_MAX || (hanging < PROBES_MAX && !self.0.is_silent.load(Ordering::Relaxed)) {
+            return Ok(());
         }
+        let mut probed = self.0.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        if hanging >= PROBES_MAX || probed.elapsed() < PROBE_INTERVAL {
+            return Err(StoreError::Silent);
+        }
+        *probed = Instant::now();
+        Ok(())
     }
 
     /// The pool. A panic elsewhere cannot leave it half changed.
@@ -306,27 +347,79 @@ fn open_thread() -> Result<Connection, StoreError> {
     }
 }
 
-/// Does one job on a connection's thread and answers.
-fn run<T, E: From<StoreError>>(
-    target: &Target,
-    slot: &mut Slot,
-    job: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
-    answer: &SyncSender<Result<T, E>>,
-) {
-    let result = match slot.connected(target) {
-        Ok(client) => in_transaction(client, job),
-        Err(err) => Err(StoreError::from(err).into()),
-    };
-    slot.used = Instant::now();
-    if slot.client.as_ref().is_some_and(Client::is_closed) {
-        slot.client = None;
+/// How far a call has come, known to who waits for it and to the thread that does it.
+struct Progress {
+    /// Where hanging calls are counted.
+    shared: Arc<Shared>,
+    /// The one truth about the call.
+    stage: Mutex<Stage>,
+}
+
+/// The stages of a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// At work.
+    Open,
+    /// The commit is under way: too late to take it back.
+    Committing,
+    /// Nobody waits for it any more: it must not be committed.
+    GivenUp,
+    /// Over.
+    Ended,
+}
+
+impl Progress {
+    /// A call that begins.
+    fn new(shared: Arc<Shared>) -> Progress {
+        Progress { shared, stage: Mutex::new(Stage::Open) }
     }
-    if answer.send(result).is_err() {
-        slot.client = None; // nobody waits any more
+
+    /// Whether it may be committed: from now on nobody can give it up in time.
+    fn may_commit(&self) -> bool {
+        let mut stage = self.stage();
+        let open = *stage == Stage::Open;
+        if open {
+            *stage = Stage::Committing;
+        }
+        open
+    }
+
+    /// Leaves it to itself; it counts as hanging until it ends.
+    fn give_up(&self) {
+        let mut stage = self.stage();
+        self.shared.is_silent.store(true, Ordering::Relaxed);
+        if *stage != Stage::Ended {
+            *stage = Stage::GivenUp;
+            self.shared.abandoned.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The stage. A panic elsewhere cannot leave it half changed.
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends a call when it is dropped, be it by a panic.
+struct EndOfCall(Arc<Progress>);
+
+impl Drop for EndOfCall {
+    fn drop(&mut self) {
+        if std::mem::replace(&mut *self.0.stage(), Stage::Ended) == Stage::GivenUp {
+            self.0.shared.abandoned.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl Slot {
+    /// Notes that the connection was used, and lets go of one that is broken.
+    fn tidy(&mut self) {
+        self.used = Instant::now();
+        if self.client.as_ref().is_some_and(Client::is_closed) {
+            self.client = None;
+        }
+    }
+
     /// The connection; a new one where there is none or the old one does not answer.
     fn connected(&mut self, target: &Target) -> Result<&mut Client, postgres::Error> {
         let usable = match &mut self.client {
@@ -347,11 +440,15 @@ impl Slot {
 /// Begins, does the job, commits or rolls back.
 fn in_transaction<T, E: From<StoreError>>(
     client: &mut Client,
+    progress: &Progress,
     job: impl FnOnce(&mut Transaction<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
     let begun = client.transaction().map_err(StoreError::from)?;
     let mut transaction = Transaction(begun);
     let result = job(&mut transaction)?; // dropped: rolled back
+    if !progress.may_commit() {
+        return Err(StoreError::Silent.into()); // the caller was told that it failed
+    }
     transaction.0.commit().map_err(StoreError::from)?;
     Ok(result)
 }

@@ -257,13 +257,13 @@ impl Store {
     pub(crate) fn fenced<T: Send + 'static>(
         &self,
         claim: &Claim,
-        job: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+        job: impl FnOnce(&mut Transaction<'_>, LeaseState) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let claim = claim.clone();
         self.transaction(move |tx| {
             tx.query_opt(HOLD_INSTANCE, &[(&claim.instance, Type::TEXT)])?;
-            tx.query_opt(HOLD_CLAIM, &claim.fence())?.ok_or(StoreError::LeaseLost)?;
-            job(tx)
+            let row = tx.query_opt(HOLD_CLAIM, &claim.fence())?.ok_or(StoreError::LeaseLost)?;
+            job(tx, LeaseState::read(&row)?)
         })
     }
 

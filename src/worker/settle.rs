@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use crate::random;
-use crate::steps::{Ending, Notes};
-use crate::store::{Claim, InstanceStatus, NewTask, StoreError, TaskKind, Transaction};
+use crate::steps::{Ending, sweep};
+use crate::store::{Claim, InstanceStatus, LeaseState, NewTask, StoreError, TaskKind, Transaction};
 
 /// When the name of a removed instance is looked at once more.
 const SWEEP_DELAY: Duration = Duration::from_secs(300);
@@ -50,8 +50,19 @@ pub(super) enum Next {
 
 impl Next {
     /// Writes it; the claim is held meanwhile.
-    pub(super) fn write(self, tx: &mut Transaction<'_>, claim: &Claim) -> Result<(), StoreError> {
+    pub(super) fn write(
+        self,
+        tx: &mut Transaction<'_>,
+        claim: &Claim,
+        state: LeaseState,
+    ) -> Result<(), StoreError> {
         match self {
+            // A delete has come since the last look; nothing of this task may happen after it.
+            Next::Retry { .. } | Next::Snooze { .. } | Next::GiveUp { .. }
+                if state == LeaseState::Cancelled =>
+            {
+                tx.fail_task(claim, "stopped by delete")
+            }
             Next::End(ending) => write_ending(tx, claim, ending),
             Next::Retry { delay, public, .. } => tx.retry_task(claim, delay, &public),
             Next::Snooze { delay, public } => tx.snooze_task(claim, delay, &public),
@@ -78,13 +89,7 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             // One that failed stays to be seen as failed until the platform deletes it.
             tx.wipe_instance(&claim.instance, status != Some(InstanceStatus::Failed))?;
             tx.finish_task(claim, "deleted")?;
-            tx.enqueue(&NewTask {
-                task: random::uuid().map_err(|_| StoreError::Unreadable("random bytes"))?,
-                instance: claim.instance.clone(),
-                kind: TaskKind::Sweep,
-                metadata: Notes::of_sweep(name).to_json(),
-                delay: SWEEP_DELAY,
-            })
+            tx.enqueue(&sweep(&claim.instance, name, SWEEP_DELAY)?)
         }
         Ending::Swept => tx.finish_task(claim, "nothing was left"),
     }

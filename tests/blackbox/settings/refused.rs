@@ -33,7 +33,7 @@ fn all_problems_are_named_at_once_one_line_each() {
     {
         *expected.iter_mut().find(|it| **it == name).unwrap() = other; // what is missing is named
     }
-    expected.extend(["-nope", "stray"]);
+    expected.extend(["-nope", "command line"]);
     expected.sort_unstable();
     assert_eq!(about, expected);
 }
@@ -90,7 +90,7 @@ fn flags_that_nobody_knows_are_refused() {
         ("-v=much", "--v"),
         ("-strict-osb=maybe", "--strict-osb"),
         ("-insecure=false", "--insecure"),
-        ("serve", "serve"),
+        ("serve", "command line"),
     ] {
         assert_eq!(complained(&mut broker(&[flag], &[])), [about], "{flag}");
     }
