@@ -11,6 +11,7 @@
 )]
 
 mod crash;
+mod hardship;
 mod lifecycle;
 mod queue;
 mod relay;

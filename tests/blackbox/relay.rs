@@ -37,6 +37,8 @@ struct State {
     swallow: Option<usize>,
     /// Whether that call has been carried out.
     swallowed: bool,
+    /// Whether the next bucket's name is to be somebody else's.
+    refuse_bucket: bool,
 }
 
 impl Relay {
@@ -58,6 +60,11 @@ impl Relay {
     /// From now on access keys do not work until they are so old.
     pub(crate) fn refuse_new_keys(&self, age: Duration) {
         self.shared.state.lock().unwrap().refuse_new_keys = age;
+    }
+
+    /// The first bucket's name turns out to be somebody else's.
+    pub(crate) fn refuse_first_bucket(&self) {
+        self.shared.state.lock().unwrap().refuse_bucket = true;
     }
 
     /// The answer to call `number` is never given, although the call is carried out.
@@ -96,7 +103,11 @@ fn serve(mut client: TcpStream, shared: &Shared) {
         let age = key.and_then(|it| state.keys.get(&it)).map(Instant::elapsed);
         if age.is_some_and(|it| it < state.refuse_new_keys) {
             drop(state);
-            return refuse(&mut client);
+            return refuse(&mut client, 403, "InvalidAccessKeyId");
+        }
+        if state.calls[number] == "s3:PUT?" && std::mem::take(&mut state.refuse_bucket) {
+            drop(state);
+            return refuse(&mut client, 409, "BucketAlreadyExists");
         }
         state.swallow == Some(number)
     };
@@ -126,12 +137,13 @@ fn serve(mut client: TcpStream, shared: &Shared) {
     drop(client.shutdown(Shutdown::Both));
 }
 
-/// AWS' answer to a key that it does not know yet.
-fn refuse(client: &mut TcpStream) {
-    let body = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>InvalidAccessKeyId</Code>\
-        <Message>The AWS Access Key Id you provided does not exist in our records.</Message></Error>";
+/// An error as S3 writes it.
+fn refuse(client: &mut TcpStream, status: u16, code: &str) {
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>Refused.</Message></Error>"
+    );
     let head = format!(
-        "HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
     drop(client.write_all(&[head.as_bytes(), body.as_bytes()].concat()));

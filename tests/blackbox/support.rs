@@ -144,13 +144,18 @@ impl Setup {
 
     /// Starts an api. It gets no AWS variable at all.
     pub(crate) fn api(&self, flags: &[&str]) -> Broker {
-        let mut broker =
-            Broker::start(self.command(flags).env("PORT", "0").env("LISTEN_ADDRESS", "127.0.0.1"));
-        let address = broker.wait_for_log("listening: address=");
-        let ready = Api { base: format!("http://{address}"), headers: usual_headers() };
+        let mut broker = Broker::start(self.api_command(flags).env("PORT", "0"));
+        let ready = Api::at(&broker.wait_for_log("listening: address="));
         eventually("the api is ready", PATIENCE, || (ready.get("/readyz").status == 200).then_some(()));
         broker.api = Some(ready);
         broker
+    }
+
+    /// The command of an api, not started.
+    pub(crate) fn api_command(&self, flags: &[&str]) -> Command {
+        let mut command = self.command(flags);
+        command.env("LISTEN_ADDRESS", "127.0.0.1");
+        command
     }
 
     /// Starts a worker.
@@ -314,6 +319,11 @@ impl Answer {
 }
 
 impl Api {
+    /// The api at `host:port`, asked as Akkeris asks.
+    pub(crate) fn at(address: &str) -> Api {
+        Api { base: format!("http://{address}"), headers: usual_headers() }
+    }
+
     /// With one header more, or another value for it.
     pub(crate) fn with_header(&self, name: &str, value: &str) -> Api {
         let mut other = self.without_header(name);
