@@ -2,58 +2,91 @@
 //! a bucket name that is somebody else's.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::relay::Relay;
 use crate::support::*;
 
-/// Stands before PostgreSQL. Connections that it has while it is frozen stay silent for ever.
+/// What a pipe does with bytes.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    /// Passes them on.
+    Open,
+    /// Keeps them until it is open again.
+    Held,
+    /// Swallows them; the connection stays silent for ever.
+    Frozen,
+}
+
+/// Stands before PostgreSQL. All its connections end with it.
 struct Pipe {
     url: String,
-    frozen: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    mood: Mutex<Mood>,
+    changed: Condvar,
+    sockets: Mutex<Vec<TcpStream>>,
 }
 
 impl Pipe {
     fn before(database: &Database) -> Pipe {
-        let url = database.url();
-        let (host, rest) = url.split_once('@').unwrap().1.split_once('/').unwrap();
+        let (user, place) = database.url().split_once('@').unwrap();
+        let (host, rest) = place.split_once('/').unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let own = listener.local_addr().unwrap();
-        let frozen = Arc::new(AtomicBool::new(false));
-        let (target, of_thread) = (host.to_owned(), Arc::clone(&frozen));
+        let url = format!("{user}@{}/{rest}", listener.local_addr().unwrap());
+        let shared = Arc::new(Shared {
+            mood: Mutex::new(Mood::Open),
+            changed: Condvar::new(),
+            sockets: Mutex::default(),
+        });
+        let (target, of_thread) = (host.to_owned(), Arc::clone(&shared));
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let server = TcpStream::connect(&target).unwrap();
                 for (from, to) in [(&client, &server), (&server, &client)] {
-                    let ends = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let frozen = Arc::clone(&of_thread);
-                    std::thread::spawn(move || forward(ends.0, ends.1, &frozen));
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let shared = Arc::clone(&of_thread);
+                    std::thread::spawn(move || forward(from, to, &shared));
                 }
+                of_thread.sockets.lock().unwrap().extend([client, server]);
             }
         });
-        Pipe { url: format!("{}@{own}/{rest}", url.split_once('@').unwrap().0), frozen }
+        Pipe { url, shared }
     }
 
-    fn freeze(&self, frozen: bool) {
-        self.frozen.store(frozen, Ordering::Relaxed);
+    fn turn(&self, mood: Mood) {
+        *self.shared.mood.lock().unwrap() = mood;
+        self.shared.changed.notify_all();
     }
 }
 
-/// Passes bytes on; what it holds when the pipe is frozen is swallowed, and all that follows.
-fn forward(mut from: TcpStream, mut to: TcpStream, frozen: &AtomicBool) {
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        for socket in self.shared.sockets.lock().unwrap().iter() {
+            drop(socket.shutdown(Shutdown::Both)); // it may have ended before
+        }
+        self.turn(Mood::Open);
+    }
+}
+
+/// Passes bytes on as the pipe's mood is when they come.
+fn forward(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
     let (mut silent, mut bytes) = (false, [0; 8_192]);
     while let Ok(count @ 1..) = from.read(&mut bytes) {
-        silent |= frozen.load(Ordering::Relaxed);
+        let mood = shared.changed.wait_while(shared.mood.lock().unwrap(), |it| *it == Mood::Held).unwrap();
+        silent |= *mood == Mood::Frozen;
+        drop(mood);
         if !silent && to.write_all(&bytes[..count]).is_err() {
             break;
         }
     }
     if !silent {
-        drop(to.shutdown(std::net::Shutdown::Both));
+        drop(to.shutdown(Shutdown::Both)); // it may have ended before
     }
 }
 
@@ -69,7 +102,7 @@ fn behind_pipe() -> (Setup, Pipe) {
 fn a_silent_database_is_503_and_is_found_again() {
     let (setup, pipe) = behind_pipe();
     let api = setup.api(&[]);
-    pipe.freeze(true);
+    pipe.turn(Mood::Frozen);
     let began = Instant::now();
     std::thread::scope(|scope| {
         for number in 0..12 {
@@ -79,7 +112,7 @@ fn a_silent_database_is_503_and_is_found_again() {
     });
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert_eq!((api.get("/healthz").status, api.get("/v2/catalog").status), (200, 200));
-    pipe.freeze(false);
+    pipe.turn(Mood::Open);
     let began = Instant::now();
     eventually("the api is ready again", PATIENCE, || (api.get("/readyz").status == 200).then_some(()));
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
@@ -89,14 +122,16 @@ fn a_silent_database_is_503_and_is_found_again() {
 
 #[test]
 fn what_was_answered_503_is_not_committed_later() {
-    let (setup, _pipe) = behind_pipe();
+    let (setup, pipe) = behind_pipe();
     let api = setup.api(&[]);
-    let mut holder = setup.database.connect();
-    let mut transaction = holder.transaction().unwrap();
-    transaction.batch_execute("lock table tasks in exclusive mode").unwrap();
+    pipe.turn(Mood::Held);
     assert_eq!(api.provision("one", BASIC).status, 503);
-    transaction.rollback().unwrap();
+    pipe.turn(Mood::Open);
     assert_eq!(api.deprovision("one", BASIC).status, 410);
+    let busy =
+        "select 'busy' from pg_stat_activity where datname = current_database() and xact_start is not null
+        and pid <> pg_backend_pid()";
+    eventually("all calls have ended", PATIENCE, || setup.database.text(busy).is_none().then_some(()));
     assert_eq!(setup.database.text("select id from resources"), None);
 }
 
@@ -104,7 +139,7 @@ fn what_was_answered_503_is_not_committed_later() {
 fn a_worker_ends_although_its_database_is_silent() {
     let (setup, pipe) = behind_pipe();
     let mut worker = setup.worker();
-    pipe.freeze(true);
+    pipe.turn(Mood::Frozen);
     let began = Instant::now();
     assert_eq!(worker.terminate(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
