@@ -369,7 +369,7 @@ IFneQiauPPkd5hvarLobEPku5SSZXH69EDyMDYrpi0yq
 
     #[test]
     fn bundles_are_read_whole_or_not_at_all() {
-        let directory = PathBuf::from(format!("/tmp/tls-room-{}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("tls-room-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let cases: [(&str, String, Result<usize, &str>); 4] = [
             ("two", format!("# comment\n{CA}\n{OTHER_CA}"), Ok(2)),
