@@ -18,7 +18,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::strict::{self, Buffer, Refusal, Request};
@@ -105,6 +105,8 @@ pub(super) struct Gate {
     give_up: Arc<GiveUp>,
     /// Connections of each address.
     places: Mutex<HashMap<IpAddr, usize>>,
+    /// Signalled when a connection has ended.
+    left: Condvar,
 }
 
 /// A connection's place, given up when dropped.
@@ -124,7 +126,7 @@ impl Gate {
             limits.connections_max = room.max(1);
             limits.per_address_max = limits.per_address_max.min(limits.connections_max);
         }
-        Gate { limits, inside, stop, give_up, places: Mutex::default() }
+        Gate { limits, inside, stop, give_up, places: Mutex::default(), left: Condvar::new() }
     }
 
     /// Accepts until the process is to end. [`Gate::wake`] makes it look.
@@ -153,9 +155,11 @@ impl Gate {
         }
     }
 
-    /// How many connections there are.
-    pub(super) fn connections(&self) -> usize {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    /// Waits until all connections have ended, `limit` at most.
+    pub(super) fn wait_until_empty(&self, limit: Duration) {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.left.wait_timeout_while(places, limit, |it| !it.is_empty());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Gives a connection a thread, or sends it away.
@@ -201,6 +205,7 @@ impl Drop for Place {
                 places.remove(&self.address);
             }
         }
+        self.gate.left.notify_all();
     }
 }
 
@@ -412,13 +417,18 @@ mod tests {
         let gate = Arc::new(Gate::new(limits, inside, Arc::default(), Arc::new(|_| {})));
         let [one, other, third] = [1, 2, 3].map(|it| IpAddr::from([127, 0, 0, it]));
         let first = gate.take_place(one).unwrap();
-        let _second = gate.take_place(one).unwrap();
+        let second = gate.take_place(one).unwrap();
         assert!(gate.take_place(one).is_none());
-        let _third = gate.take_place(other).unwrap();
+        let third_place = gate.take_place(other).unwrap();
         assert!(gate.take_place(third).is_none());
         drop(first);
         assert!(gate.take_place(third).is_some());
-        assert_eq!(gate.connections(), 2);
+        let began = Instant::now();
+        gate.wait_until_empty(Duration::from_millis(30)); // two are still there
+        assert!(began.elapsed() >= Duration::from_millis(30));
+        drop((second, third_place));
+        gate.wait_until_empty(Duration::from_secs(60));
+        assert!(began.elapsed() < Duration::from_secs(30));
     }
 
     #[test]

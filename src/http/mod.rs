@@ -108,10 +108,7 @@ impl Api {
     pub(crate) fn finish(&self, limit: Duration) {
         self.desk.stop_waiting();
         Gate::wake(self.address);
-        let deadline = Instant::now() + limit;
-        while self.gate.connections() > 0 && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20)); // bounded: the process ends after this
-        }
+        self.gate.wait_until_empty(limit);
     }
 }
 
