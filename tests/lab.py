@@ -1,4 +1,4 @@
-"""Throw-away servers for the tests and the sandbox: PostgreSQL and an emulator of AWS.
+"""Throw-away servers for the tests and the sandbox: PostgreSQL, and an emulator of AWS behind a relay.
 
 Everything lives in one temporary directory, listens on 127.0.0.1 only, and ends with the Lab, whatever happens:
 
@@ -285,9 +285,9 @@ class Lab:
         """Starts a new PostgreSQL; returns once it answers."""
         return Postgres(self)
 
-    def start_engine(self):
-        """Starts the emulator of AWS without waiting for it: `Engine.make_broker` waits."""
-        return Engine(self)
+    def start_engine(self, name="ministack", relay_options=()):
+        """Starts an emulator of AWS without waiting for it: `Engine.make_broker` waits."""
+        return ENGINES[name](self, relay_options)
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------
@@ -429,53 +429,38 @@ def broker_policy(prefix):
 
 
 class Engine:
-    """A running emulator of AWS that checks signatures and policies.
+    """A running emulator of AWS behind a strict relay, which refuses what AWS would and the emulator does not.
 
-    The root key is the exception: the engine lets it do anything, whatever its secret. So the broker gets an IAM
-    user of its own.
+    The root key may do anything, so the broker gets an IAM user of its own.
     """
 
-    def __init__(self, lab):
+    name = ""
+    health = ""
+    checks_permissions = False
+
+    def __init__(self, lab, relay_options=()):
         self.lab = lab
+        self.relay_options = relay_options
         self.started = time.monotonic()
-        self.python = TOOLS / "ministack" / "bin" / "python"
+        self.python = TOOLS / self.name / "bin" / "python"
         if not self.python.exists():
-            raise LabError("the emulator of AWS is not installed; run tests/setup")
+            raise LabError(f"the emulator {self.name} is not installed; run tests/setup {self.setup_flag}".rstrip())
         self.home = lab.directory / "aws"
         self.home.mkdir(mode=0o700)
         self.root = {"access_key_id": f"LABROOT{secrets.token_hex(6).upper()}", "secret": secrets.token_hex(20)}
         self._start()
 
+    setup_flag = ""
+
     def _start(self):
         """Starts the process on a free port."""
         self.port = free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-        command = [self.python, "-m", "ministack"]
-        self.process = self.lab.start("ministack", command, cwd=self.home, env=self._environment())
-
-    def _environment(self):
-        """The engine's settings. It keeps a pid file in TMPDIR and asks Docker for its containers if it finds it."""
-        return clean_environment(
-            AUTH="true",
-            BIND_HOST="127.0.0.1",
-            GATEWAY_PORT=str(self.port),
-            SERVICES="s3,iam,sts",
-            LOG_LEVEL="WARNING",
-            MINISTACK_ACCOUNT_ID=ACCOUNT,
-            MINISTACK_REGION=REGION,
-            AWS_ACCESS_KEY_ID=self.root["access_key_id"],
-            AWS_SECRET_ACCESS_KEY=self.root["secret"],
-            HOME=str(self.home),
-            TMPDIR=str(self.home),
-            S3_DATA_DIR=str(self.home / "s3"),
-            STATE_DIR=str(self.home / "state"),
-            DOCKER_HOST=f"unix://{self.home}/no-docker",
-        )
+        self.process = self.lab.start(self.name, self._command(), cwd=self.home, env=self._environment())
 
     def wait(self):
         """Returns once the engine answers. Like PostgreSQL it may have lost its port, so it may try again."""
         def ready():
-            return http_status(self.port, "/_ministack/health") == 200
+            return http_status(self.port, self.health) == 200
 
         for attempt in range(3):
             try:
@@ -486,6 +471,19 @@ class Engine:
                 self.lab.processes.remove(self.process)
                 self._start()
         raise AssertionError("unreachable")
+
+    def start_relay(self):
+        """Starts the relay, whose address becomes the engine's."""
+        program = build_relay()
+        command = [program, "--engine", f"127.0.0.1:{self.port}", "--strict", "--account", ACCOUNT]
+        command += ["--key", self.root["access_key_id"], *self.relay_options]
+        self.relay = self.lab.start("relay", command, env=clean_environment())
+        self.relay.wait_until(lambda: self.relay.log.read_text().endswith("\n"))
+        self.endpoint = self.relay.log.read_text().splitlines()[0]
+
+    def violations(self):
+        """Calls that no right client makes, as the relay saw them."""
+        return [line for line in self.relay.log.read_text().splitlines() if "VIOLATION" in line]
 
     def ask(self, request, key=None, **arguments):
         """Has one of the functions in REQUESTS carried out by the emulator's own Python, which has botocore.
@@ -504,12 +502,74 @@ class Engine:
         return json.loads(answer.stdout)
 
     def make_broker(self, prefix):
-        """Makes the broker's IAM user for names `prefix`-*, and proves that its key, and only its key, is let in."""
+        """Makes the broker's IAM user for names `prefix`-*; proves that its key, and only its key, is let in."""
         self.wait()
+        self.start_relay()
         key = self.ask("make_user", name=BROKER_USER, policy=broker_policy(prefix))
-        self.ask("prove_key", key=key)
-        say(f"ministack: ready in {time.monotonic() - self.started:.1f} s")
+        if self.checks_permissions:
+            self.ask("prove_key", key=key)
+        say(f"{self.name}: ready in {time.monotonic() - self.started:.1f} s")
         return key
+
+
+class Ministack(Engine):
+    """Checks signatures and policies."""
+
+    name = "ministack"
+    health = "/_ministack/health"
+    checks_permissions = True
+
+    def _command(self):
+        """Its command line."""
+        return [self.python, "-m", "ministack"]
+
+    def _environment(self):
+        """Its settings. It keeps a pid file in TMPDIR and asks Docker for its containers if it finds it."""
+        return clean_environment(
+            AUTH="true",
+            BIND_HOST="127.0.0.1",
+            GATEWAY_PORT=str(self.port),
+            SERVICES="s3,iam,sts",
+            LOG_LEVEL="WARNING",
+            MINISTACK_ACCOUNT_ID=ACCOUNT,
+            MINISTACK_REGION=REGION,
+            AWS_ACCESS_KEY_ID=self.root["access_key_id"],
+            AWS_SECRET_ACCESS_KEY=self.root["secret"],
+            HOME=str(self.home),
+            TMPDIR=str(self.home),
+            S3_DATA_DIR=str(self.home / "s3"),
+            STATE_DIR=str(self.home / "state"),
+            DOCKER_HOST=f"unix://{self.home}/no-docker",
+        )
+
+
+class Moto(Engine):
+    """Checks limits and the order of deletions, but neither signatures nor policies."""
+
+    name = "moto"
+    health = "/moto-api/"
+    setup_flag = "--moto"
+
+    def _command(self):
+        """Its command line."""
+        return [self.python.with_name("moto_server"), "-H", "127.0.0.1", "-p", str(self.port)]
+
+    def _environment(self):
+        """Its settings."""
+        return clean_environment(
+            MOTO_S3_ALLOW_CROSSACCOUNT_ACCESS="false", HOME=str(self.home), TMPDIR=str(self.home)
+        )
+
+
+ENGINES = {engine.name: engine for engine in (Ministack, Moto)}
+
+
+def build_relay():
+    """The relay's program, built if it is not up to date."""
+    command = ["cargo", "build", "--locked", "--quiet", "--example", "relay"]
+    if subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode != 0:
+        raise LabError(f"failed: {' '.join(command)}")
+    return TARGET / "debug" / "examples" / "relay"
 
 
 def aws_environment(key=None, endpoint=None):

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::relay::Relay;
+use crate::relay::{Fault, Point, When};
 use crate::support::*;
 
 /// What a pipe does with bytes.
@@ -170,10 +170,10 @@ fn a_log_that_nobody_reads_stops_nothing() {
 
 #[test]
 fn a_name_that_is_somebody_elses_is_given_up_and_leaves_nothing() {
-    let relay = Relay::start();
-    relay.refuse_first_bucket();
-    let mut setup = Setup::new().with("AWS_ACCOUNT_ID", &setting("TEST_AWS_ACCOUNT_ID"));
-    setup.endpoint = relay.endpoint.clone();
+    let relay = relay();
+    let taken = Fault::Status(409, "<Error><Code>BucketAlreadyExists</Code></Error>".to_owned());
+    relay.plan(Point::Named("CreateBucket".to_owned(), 1), When::Before, taken);
+    let setup = Setup::new().with("AWS_ACCOUNT_ID", &setting("TEST_AWS_ACCOUNT_ID")).through(&relay);
     let (api, _worker) = (setup.api(&[]), setup.worker());
     api.provide("one", BASIC);
     let name = setup.database.text("select name from resources").unwrap();

@@ -14,6 +14,7 @@ mod crash;
 mod hardship;
 mod lifecycle;
 mod queue;
+#[path = "../relay/mod.rs"]
 mod relay;
 mod schema;
 mod settings;

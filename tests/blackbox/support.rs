@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use serde_json::{Value, json};
 
+use crate::relay::{Options, Relay};
+
 /// The one offering and its plans.
 pub(crate) const SERVICE: &str = "0124611d-2971-4533-8e38-a816a7a95ff1";
 /// Plan `basic`.
@@ -31,6 +33,18 @@ pub(crate) fn setting(name: &str) -> String {
              `tests/run` installs and starts them; `tests/with-services cargo test` starts them."
         )
     })
+}
+
+/// Whether the emulator of AWS checks signatures and policies.
+pub(crate) fn checks_permissions() -> bool {
+    setting("TEST_AWS_ENGINE") == "ministack"
+}
+
+/// A relay of the test's own before the common one, to break calls of one setup.
+pub(crate) fn relay() -> Relay {
+    let endpoint = setting("TEST_AWS_ENDPOINT_URL");
+    let engine = endpoint.trim_start_matches("http://").to_owned();
+    Relay::start(Options { engine, ..Options::default() }).unwrap()
 }
 
 /// A name that no other test uses. Buckets and users of the tests begin with `t`.
@@ -139,6 +153,12 @@ impl Setup {
     /// With one variable more.
     pub(crate) fn with(mut self, name: &'static str, value: &str) -> Setup {
         self.variables.push((name, value.to_owned()));
+        self
+    }
+
+    /// With a worker that talks to AWS through this relay.
+    pub(crate) fn through(mut self, relay: &Relay) -> Setup {
+        self.endpoint = relay.endpoint.clone();
         self
     }
 
