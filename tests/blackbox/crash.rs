@@ -53,13 +53,7 @@ fn for_each(numbers: std::ops::Range<usize>, test: impl Fn(usize) + Sync) {
 fn check_one_of_each(setup: &Setup) {
     let name = setup.database.text("select name from resources").unwrap();
     assert_eq!(setup.left_in_aws(), [name.clone(), name.clone()]);
-    let keys = admin(&["iam", "list-access-keys", "--user-name", &name]);
-    let keys = keys["AccessKeyMetadata"].as_array().unwrap();
-    assert_eq!(keys.len(), 1, "{keys:?}");
-    assert_eq!(
-        keys[0]["AccessKeyId"].as_str(),
-        setup.database.text("select username from resources").as_deref()
-    );
+    assert_eq!(keys_of(&name), [setup.database.text("select username from resources").unwrap()]);
 }
 
 /// Nothing in AWS, no secret in the row.

@@ -1,7 +1,7 @@
-//! What all black-box tests use: databases of their own, broker processes, an HTTP client, AWS' command line.
+//! What all black-box tests use: databases of their own, broker processes, an HTTP client.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use serde_json::{Value, json};
 
-use crate::relay::{Options, Relay};
+pub(crate) use crate::cloud::*;
+use crate::relay::Relay;
 
 /// The one offering and its plans.
 pub(crate) const SERVICE: &str = "0124611d-2971-4533-8e38-a816a7a95ff1";
@@ -33,18 +34,6 @@ pub(crate) fn setting(name: &str) -> String {
              `tests/run` installs and starts them; `tests/with-services cargo test` starts them."
         )
     })
-}
-
-/// Whether the emulator of AWS checks signatures and policies.
-pub(crate) fn checks_permissions() -> bool {
-    setting("TEST_AWS_ENGINE") == "ministack"
-}
-
-/// A relay of the test's own before the common one, to break calls of one setup.
-pub(crate) fn relay() -> Relay {
-    let endpoint = setting("TEST_AWS_ENDPOINT_URL");
-    let engine = endpoint.trim_start_matches("http://").to_owned();
-    Relay::start(Options { engine, ..Options::default() }).unwrap()
 }
 
 /// A name that no other test uses. Buckets and users of the tests begin with `t`.
@@ -209,22 +198,6 @@ impl Setup {
             .env("BROKER_PASSWORD", "let-me-in")
             .envs(self.variables.iter().map(|(name, value)| (*name, value.as_str())));
         command
-    }
-
-    /// Buckets and users of this setup that AWS still has.
-    pub(crate) fn left_in_aws(&self) -> Vec<String> {
-        let buckets = admin(&["s3api", "list-buckets"]);
-        let users = admin(&["iam", "list-users"]);
-        let policies = admin(&["iam", "list-policies", "--scope", "Local"]);
-        let of = |list: &Value, key: &str, name: &str| -> Vec<String> {
-            let entries = list[key].as_array().cloned().unwrap_or_default();
-            entries.iter().filter_map(|it| it[name].as_str().map(str::to_owned)).collect()
-        };
-        let mut names = of(&buckets, "Buckets", "Name");
-        names.extend(of(&users, "Users", "UserName"));
-        names.extend(of(&policies, "Policies", "PolicyName"));
-        names.retain(|it| it.starts_with(&format!("{}-", self.prefix)));
-        names
     }
 }
 
@@ -461,35 +434,4 @@ pub(crate) fn provision_body(plan: &str) -> Value {
 /// What Akkeris sends to bind.
 pub(crate) fn bind_body(plan: &str) -> Value {
     json!({ "service_id": SERVICE, "plan_id": plan })
-}
-
-/// Runs AWS' command line with a key.
-pub(crate) fn aws(key: &str, secret: &str, arguments: &[&str]) -> Output {
-    Command::new(setting("TEST_AWS_CLI"))
-        .args(arguments)
-        .env("AWS_ENDPOINT_URL", setting("TEST_AWS_ENDPOINT_URL"))
-        .env("AWS_DEFAULT_REGION", setting("TEST_AWS_REGION"))
-        .env("AWS_ACCESS_KEY_ID", key)
-        .env("AWS_SECRET_ACCESS_KEY", secret)
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .env("AWS_CONFIG_FILE", "/nonexistent")
-        .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-        .env_remove("AWS_PROFILE")
-        .output()
-        .expect("AWS' command line")
-}
-
-/// Asks AWS as its administrator; the answer as JSON.
-pub(crate) fn admin(arguments: &[&str]) -> Value {
-    let output = try_admin(arguments);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "aws {arguments:?}: {errors}");
-    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
-}
-
-/// The same, where a refusal is an answer too.
-pub(crate) fn try_admin(arguments: &[&str]) -> Output {
-    let (key, secret) =
-        (setting("TEST_AWS_ADMIN_ACCESS_KEY_ID"), setting("TEST_AWS_ADMIN_SECRET_ACCESS_KEY"));
-    aws(&key, &secret, arguments)
 }
