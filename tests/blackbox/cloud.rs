@@ -28,6 +28,24 @@ impl Setup {
         names.retain(|it| it.starts_with(&format!("{}-", self.prefix)));
         names
     }
+
+    /// One bucket, one user, one key, and that key is the row's.
+    pub(crate) fn check_one_of_each(&self) {
+        let name = self.database.text("select name from resources").unwrap();
+        assert_eq!(self.left_in_aws(), [name.clone(), name.clone()]);
+        assert_eq!(keys_of(&name), [self.database.text("select username from resources").unwrap()]);
+    }
+
+    /// Nothing in AWS, no secret in the row.
+    pub(crate) fn check_nothing_left(&self) {
+        assert_eq!(self.left_in_aws(), Vec::<String>::new());
+        assert_eq!(self.database.text("select max(coalesce(username, password)) from resources"), None);
+    }
+}
+
+/// Puts an empty object into a bucket.
+pub(crate) fn put_object(bucket: &str, key: &str) {
+    assert!(!ask("PUT", &format!("/{bucket}/{key}"), "").contains("<Error>"));
 }
 
 /// The access keys of a user.
@@ -61,9 +79,10 @@ fn ask(method: &str, path: &str, form: &str) -> String {
         .header(
             "authorization",
             format!(
-                "AWS4-HMAC-SHA256 Credential={}/20260101/us-east-1/{service}/aws4_request, \
+                "AWS4-HMAC-SHA256 Credential={}/20260101/{}/{service}/aws4_request, \
                  SignedHeaders=host;x-amz-date, Signature={}",
                 setting("TEST_AWS_ADMIN_ACCESS_KEY_ID"),
+                setting("TEST_AWS_REGION"),
                 "0".repeat(64)
             ),
         );
@@ -78,11 +97,12 @@ fn texts(xml: &str, element: &str) -> Vec<String> {
     parts.filter_map(|it| it.split('<').next()).map(str::to_owned).collect()
 }
 
-/// Runs AWS' command line with a key.
-pub(crate) fn aws(key: &str, secret: &str, arguments: &[&str]) -> Output {
-    Command::new(setting("TEST_AWS_CLI"))
+/// AWS' command line with a key.
+fn command_line(endpoint: &str, key: &str, secret: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(setting("TEST_AWS_CLI"));
+    command
         .args(arguments)
-        .env("AWS_ENDPOINT_URL", setting("TEST_AWS_ENDPOINT_URL"))
+        .env("AWS_ENDPOINT_URL", endpoint)
         .env("AWS_DEFAULT_REGION", setting("TEST_AWS_REGION"))
         .env("AWS_ACCESS_KEY_ID", key)
         .env("AWS_SECRET_ACCESS_KEY", secret)
@@ -90,8 +110,20 @@ pub(crate) fn aws(key: &str, secret: &str, arguments: &[&str]) -> Output {
         .env("AWS_CONFIG_FILE", "/nonexistent")
         .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
         .env_remove("AWS_PROFILE")
-        .output()
-        .expect("AWS' command line")
+        .env_remove("AWS_CA_BUNDLE");
+    command
+}
+
+/// Runs AWS' command line with a key.
+pub(crate) fn aws(key: &str, secret: &str, arguments: &[&str]) -> Output {
+    let endpoint = setting("TEST_AWS_ENDPOINT_URL");
+    command_line(&endpoint, key, secret, arguments).output().expect("AWS' command line")
+}
+
+/// AWS' command line as an app would run it with its credentials, endpoint included.
+pub(crate) fn tenant(credentials: &Value, arguments: &[&str]) -> Command {
+    let text = |name: &str| credentials[name].as_str().unwrap();
+    command_line(text("S3_ENDPOINT"), text("S3_ACCESS_KEY"), text("S3_SECRET_KEY"), arguments)
 }
 
 /// Asks AWS as its administrator; the answer as JSON.

@@ -7,8 +7,6 @@ use crate::support::*;
 
 /// So that a dead worker's task is taken over soon.
 const LEASE_S: &str = "4";
-/// Provisions and deletes that run side by side in the crash tests.
-const SIDE_BY_SIDE: usize = 6;
 
 /// A setup whose worker talks through a relay, with a short lease.
 fn behind_relay() -> (Setup, Relay) {
@@ -31,37 +29,6 @@ fn clean_run(plan: &str) -> (usize, usize) {
     (to_provision, relay.calls().len() - to_provision)
 }
 
-/// Runs `test` for each number, several at once.
-fn for_each(numbers: std::ops::Range<usize>, test: impl Fn(usize) + Sync) {
-    let next = std::sync::atomic::AtomicUsize::new(numbers.start);
-    std::thread::scope(|scope| {
-        for _ in 0..SIDE_BY_SIDE {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if number >= numbers.end {
-                        return;
-                    }
-                    test(number);
-                }
-            });
-        }
-    });
-}
-
-/// One bucket, one user, one key, and that key is the row's.
-fn check_one_of_each(setup: &Setup) {
-    let name = setup.database.text("select name from resources").unwrap();
-    assert_eq!(setup.left_in_aws(), [name.clone(), name.clone()]);
-    assert_eq!(keys_of(&name), [setup.database.text("select username from resources").unwrap()]);
-}
-
-/// Nothing in AWS, no secret in the row.
-fn check_nothing_left(setup: &Setup) {
-    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
-    assert_eq!(setup.database.text("select max(coalesce(username, password)) from resources"), None);
-}
-
 #[test]
 fn a_worker_killed_after_any_call_of_a_provision_loses_nothing() {
     let (calls, _) = clean_run(SHIELD_VERSIONED);
@@ -76,9 +43,9 @@ fn a_worker_killed_after_any_call_of_a_provision_loses_nothing() {
         relay.calm_down();
         let _worker = setup.worker();
         api.wait_for_state("one", "succeeded");
-        check_one_of_each(&setup);
+        setup.check_one_of_each();
         api.remove("one", SHIELD_VERSIONED);
-        check_nothing_left(&setup);
+        setup.check_nothing_left();
     });
 }
 
@@ -96,7 +63,7 @@ fn a_delete_sent_while_the_worker_was_down_leaves_nothing() {
         assert_eq!(api.deprovision("one", BASIC).status, 202);
         let _worker = setup.worker();
         api.remove("one", BASIC);
-        check_nothing_left(&setup);
+        setup.check_nothing_left();
     });
 }
 
@@ -115,7 +82,7 @@ fn a_worker_killed_after_any_call_of_a_delete_finishes_it_later() {
         relay.calm_down();
         let _worker = setup.worker();
         api.remove("one", VERSIONED);
-        check_nothing_left(&setup);
+        setup.check_nothing_left();
     });
 }
 
@@ -139,7 +106,7 @@ fn new_keys_that_are_refused_for_ten_seconds_hold_up_nobody_longer() {
         for number in 0..INSTANCES {
             api.remove(&number.to_string(), BASIC);
         }
-        check_nothing_left(&setup);
+        setup.check_nothing_left();
         took
     };
     let calls = provide_all(Duration::ZERO);
@@ -181,6 +148,6 @@ fn a_worker_that_is_told_to_end_gives_its_task_to_another() {
     let began = Instant::now();
     api.wait_for_state("one", "succeeded");
     assert!(began.elapsed() < Duration::from_secs(20), "the lease was waited for: {:?}", began.elapsed());
-    check_one_of_each(&setup);
+    setup.check_one_of_each();
     api.remove("one", BASIC);
 }

@@ -12,6 +12,7 @@
 
 mod cloud;
 mod crash;
+mod faults;
 mod hardship;
 mod lifecycle;
 mod queue;
@@ -20,4 +21,5 @@ mod relay;
 mod schema;
 mod settings;
 mod statuses;
+mod strictness;
 mod support;

@@ -55,6 +55,27 @@ pub(crate) fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() 
     }
 }
 
+/// Provisions and deletes that run side by side.
+const SIDE_BY_SIDE: usize = 6;
+
+/// Runs `test` for each number, several at once.
+pub(crate) fn for_each(numbers: std::ops::Range<usize>, test: impl Fn(usize) + Sync) {
+    let next = std::sync::atomic::AtomicUsize::new(numbers.start);
+    std::thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if number >= numbers.end {
+                        return;
+                    }
+                    test(number);
+                }
+            });
+        }
+    });
+}
+
 /// A database of its own, dropped at the end.
 pub(crate) struct Database {
     name: String,
@@ -247,6 +268,13 @@ impl Broker {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").arg(pid).status().unwrap().success());
         self.exit_code()
+    }
+
+    /// What it holds of the machine's memory.
+    pub(crate) fn memory_kb(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// Waits for its end.
