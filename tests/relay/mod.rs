@@ -254,7 +254,7 @@ impl Shared {
             let planned = |when: When| plans.iter().filter(move |it| it.when == when);
             let mut broken = None;
             for plan in planned(When::Before) {
-                broken = self.strike(&plan.fault, None, &call, &request);
+                broken = self.strike(&plan.fault, None, &call, &request).or(broken);
             }
             if broken.is_none() {
                 let mut answer = self.answer(&call, &request)?;
