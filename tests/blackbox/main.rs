@@ -11,8 +11,10 @@
 )]
 
 mod crash;
+mod database;
 mod hardship;
 mod lifecycle;
+mod proxy;
 mod queue;
 mod relay;
 mod schema;
