@@ -1,61 +1,125 @@
 //! What happens when the database misbehaves: it is away, silent, slow, or its connections are cut.
 
+mod cuts;
+mod limits;
+mod restart;
+mod silence;
+
 use std::time::{Duration, Instant};
 
 use crate::proxy::{Mood, Proxy};
 use crate::support::*;
 
+/// The shortest limit of a statement that can be set.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How much longer than a statement a request may take before it is 503.
+const GRACE: Duration = Duration::from_secs(6);
+
 /// A setup whose broker reaches its database through a proxy, with short limits.
 fn behind_proxy() -> (Setup, Proxy) {
-    let setup = Setup::new().with("STATEMENT_TIMEOUT_SECONDS", "1").with("WAIT_SECONDS", "0");
+    let seconds = STATEMENT_TIMEOUT.as_secs().to_string();
+    let setup = Setup::new().with("STATEMENT_TIMEOUT_SECONDS", &seconds).with("WAIT_SECONDS", "0");
     let proxy = Proxy::before(setup.database.url());
     let url = proxy.url().to_owned();
     (setup.with("DATABASE_URL", &url), proxy)
 }
 
-#[test]
-fn a_silent_database_is_503_and_is_found_again() {
-    let (setup, proxy) = behind_proxy();
-    let api = setup.api(&[]);
-    proxy.turn(Mood::Frozen);
+/// Adds an instance that can be bound, without AWS.
+fn add_available(setup: &Setup, id: &str) {
+    let sql = format!(
+        "insert into resources (id, name, plan, claimed, status, username, password, endpoint, organization,
+             space, region, location)
+         values ('{id}', 'bucket-{id}', '{BASIC}', true, 'available', 'AKIA', 'secret', 'bucket-{id}',
+             'our org', '00000000-0000-0000-0000-000000000000', 'us-west-2', 'bucket-{id}.example')"
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+}
+
+fn binding_at(instance: &str, binding: &str) -> String {
+    format!("/v2/service_instances/{instance}/service_bindings/{binding}")
+}
+
+/// Waits until `/readyz` says so; how long that took.
+fn wait_until_ready(api: &Api) -> Duration {
     let began = Instant::now();
-    std::thread::scope(|scope| {
-        for number in 0..12 {
-            let api = &api;
-            scope.spawn(move || assert_eq!(api.provision(&number.to_string(), BASIC).status, 503));
+    eventually("the api is ready", PATIENCE, || (api.get("/readyz").status == 200).then_some(()));
+    began.elapsed()
+}
+
+#[test]
+fn a_database_that_is_away_at_the_start_is_waited_for() {
+    let (setup, proxy) = behind_proxy();
+    proxy.turn(Mood::Down);
+    let broker = Broker::start(setup.api_command(&[]).env("PORT", "0"));
+    let api = Api::at(&broker.wait_for_log("listening: address="));
+    let worker = Broker::start(&mut setup.worker_command());
+    worker.wait_for_log("database not ready");
+    let is_away = |catalog: u16| {
+        assert_eq!((api.get("/healthz").status, api.get("/readyz").status), (200, 503));
+        assert_eq!(api.get("/v2/catalog").status, catalog);
+        for answer in [
+            api.provision("early", BASIC),
+            api.deprovision("early", BASIC),
+            api.get("/v2/service_instances/early/last_operation"),
+            api.put(&binding_at("early", "b"), &bind_body(BASIC)),
+            api.get(&binding_at("early", "b")),
+        ] {
+            assert_eq!(answer.status, 503, "{}", answer.text);
+            assert_eq!(answer.json["description"], "the broker's database is not available");
         }
-    });
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
-    assert_eq!((api.get("/healthz").status, api.get("/v2/catalog").status), (200, 200));
+    };
+    is_away(503);
     proxy.turn(Mood::Open);
-    let began = Instant::now();
-    eventually("the api is ready again", PATIENCE, || (api.get("/readyz").status == 200).then_some(()));
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    assert_eq!(setup.database.text("select count(*)::text from resources").as_deref(), Some("0"));
-    assert_eq!(api.provision("one", BASIC).status, 202);
+    let took = wait_until_ready(&api);
+    eprintln!("away at the start: ready {took:?} after it came");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    worker.wait_for_log("database ready: ");
+    api.provide("one", BASIC);
+    let catalog = api.get("/v2/catalog").text;
+    proxy.turn(Mood::Down);
+    is_away(200);
+    assert_eq!(api.get("/v2/catalog").text, catalog);
+    proxy.turn(Mood::Open);
+    let took = wait_until_ready(&api);
+    eprintln!("away for a while: ready {took:?} after it came back");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    api.provide("two", BASIC);
+    for instance in ["one", "two"] {
+        api.remove(instance, BASIC);
+    }
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
 }
 
 #[test]
-fn what_was_answered_503_is_not_committed_later() {
+fn a_slow_database_is_slow_and_no_more() {
     let (setup, proxy) = behind_proxy();
     let api = setup.api(&[]);
-    proxy.turn(Mood::Held);
-    assert_eq!(api.provision("one", BASIC).status, 503);
+    add_available(&setup, "a");
+    let timed = |what: &str, allowed: &[u16], ask: &dyn Fn() -> Answer| {
+        let began = Instant::now();
+        let answer = ask();
+        let took = began.elapsed();
+        eprintln!("slow: {what} {} in {took:?}", answer.status);
+        assert!(allowed.contains(&answer.status), "{what}: {} {}", answer.status, answer.text);
+        assert!(took < STATEMENT_TIMEOUT + GRACE, "{what}: {took:?}");
+    };
+    proxy.turn(Mood::Slow(Duration::from_millis(200)));
+    timed("provision", &[202], &|| api.provision("b", BASIC));
+    timed("last_operation", &[200], &|| api.get("/v2/service_instances/b/last_operation"));
+    timed("bind", &[201], &|| api.put(&binding_at("a", "b"), &bind_body(BASIC)));
+    timed("fetch", &[200], &|| api.get(&binding_at("a", "b")));
+    timed("deprovision", &[202], &|| api.deprovision("b", BASIC));
+    // Each statement takes longer than a statement may.
+    proxy.turn(Mood::Slow(STATEMENT_TIMEOUT.mul_f32(1.5)));
+    timed("provision, too slow", &[503], &|| api.provision("c", BASIC));
+    timed("bind, too slow", &[503], &|| api.put(&binding_at("a", "c"), &bind_body(BASIC)));
     proxy.turn(Mood::Open);
-    assert_eq!(api.deprovision("one", BASIC).status, 410);
-    let busy =
-        "select 'busy' from pg_stat_activity where datname = current_database() and xact_start is not null
-        and pid <> pg_backend_pid()";
-    eventually("all calls have ended", PATIENCE, || setup.database.text(busy).is_none().then_some(()));
-    assert_eq!(setup.database.text("select id from resources"), None);
-}
-
-#[test]
-fn a_worker_ends_although_its_database_is_silent() {
-    let (setup, proxy) = behind_proxy();
-    let mut worker = setup.worker();
-    proxy.turn(Mood::Frozen);
-    let began = Instant::now();
-    assert_eq!(worker.terminate(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    wait_until_ready(&api);
+    // The server itself is slow: somebody else holds the row.
+    let mut client = setup.database.connect();
+    let mut holder = client.transaction().unwrap();
+    holder.execute("select 1 from resources where id = 'a' for update", &[]).unwrap();
+    timed("bind, locked", &[503], &|| api.put(&binding_at("a", "d"), &bind_body(BASIC)));
+    holder.rollback().unwrap();
+    timed("bind, let go", &[201], &|| api.put(&binding_at("a", "d"), &bind_body(BASIC)));
 }

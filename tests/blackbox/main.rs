@@ -14,6 +14,7 @@ mod crash;
 mod database;
 mod hardship;
 mod lifecycle;
+mod own_postgres;
 mod proxy;
 mod queue;
 mod relay;

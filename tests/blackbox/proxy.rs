@@ -159,8 +159,8 @@ impl Proxy {
     /// Waits until the fault has happened; a delay or a silence when it begins.
     pub(crate) fn wait_until_struck(&self, limit: Duration) {
         let waiting = self.shared.changed.wait_timeout_while(self.shared.lock(), limit, |it| !it.struck);
-        let (state, timeout) = waiting.unwrap();
-        assert!(!timeout.timed_out(), "no fault within {limit:?}; counted: {:?}", state.statements);
+        let struck = waiting.unwrap().0.struck;
+        assert!(struck, "no fault within {limit:?}; counted: {:?}", self.points());
     }
 
     /// Connections that are open now, silent ones included.
@@ -227,9 +227,12 @@ impl Shared {
         drop(self.changed.wait_timeout_while(self.lock(), limit, |it| !it.ended).unwrap());
     }
 
-    /// Says that the fault happens.
-    fn strike(&self) {
-        self.lock().struck = true;
+    /// Does what the fault is, and says that it has happened: who sees the one sees the other.
+    fn strike(&self, fault: impl FnOnce()) {
+        let mut state = self.lock();
+        state.struck = true;
+        fault();
+        drop(state);
         self.changed.notify_all();
     }
 }
@@ -356,8 +359,7 @@ impl Link {
     fn suffer(&self, fault: Fault) -> io::Result<()> {
         match fault {
             Fault::Before => {
-                self.cut();
-                self.shared.strike();
+                self.shared.strike(|| self.cut());
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             // carried out by the side that sees the server's answer
@@ -365,12 +367,11 @@ impl Link {
                 self.withheld.store(self.asked.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
             }
             Fault::Delay(delay) => {
-                self.shared.strike();
+                self.shared.strike(|| {});
                 self.shared.wait(delay);
             }
             Fault::Hang => {
-                self.fall_silent();
-                self.shared.strike();
+                self.shared.strike(|| self.fall_silent());
             }
         }
         Ok(())
@@ -398,8 +399,7 @@ impl Link {
             if message.kind == b'Z' {
                 answered += 1;
                 if is_withheld {
-                    self.cut();
-                    self.shared.strike();
+                    self.shared.strike(|| self.cut());
                     return Ok(());
                 }
             }
