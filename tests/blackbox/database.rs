@@ -15,13 +15,13 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much longer than a statement a request may take before it is 503.
 const GRACE: Duration = Duration::from_secs(6);
 
-/// A setup whose broker reaches its database through a proxy, with short limits.
-fn behind_proxy() -> (Setup, Proxy) {
+/// A setup whose broker reaches its database through a proxy, with short limits and these variables.
+fn behind_proxy(variables: &[(&'static str, &str)]) -> (Setup, Proxy) {
     let seconds = STATEMENT_TIMEOUT.as_secs().to_string();
     let setup = Setup::new().with("STATEMENT_TIMEOUT_SECONDS", &seconds).with("WAIT_SECONDS", "0");
     let proxy = Proxy::before(setup.database.url());
-    let url = proxy.url().to_owned();
-    (setup.with("DATABASE_URL", &url), proxy)
+    let setup = setup.with("DATABASE_URL", proxy.url());
+    (variables.iter().fold(setup, |setup, (name, value)| setup.with(name, value)), proxy)
 }
 
 /// Adds an instance that can be bound, without AWS.
@@ -48,7 +48,7 @@ fn wait_until_ready(api: &Api) -> Duration {
 
 #[test]
 fn a_database_that_is_away_at_the_start_is_waited_for() {
-    let (setup, proxy) = behind_proxy();
+    let (setup, proxy) = behind_proxy(&[]);
     proxy.turn(Mood::Down);
     let broker = Broker::start(setup.api_command(&[]).env("PORT", "0"));
     let api = Api::at(&broker.wait_for_log("listening: address="));
@@ -92,7 +92,7 @@ fn a_database_that_is_away_at_the_start_is_waited_for() {
 
 #[test]
 fn a_slow_database_is_slow_and_no_more() {
-    let (setup, proxy) = behind_proxy();
+    let (setup, proxy) = behind_proxy(&[]);
     let api = setup.api(&[]);
     add_available(&setup, "a");
     let timed = |what: &str, allowed: &[u16], ask: &dyn Fn() -> Answer| {

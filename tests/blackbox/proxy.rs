@@ -79,6 +79,9 @@ struct State {
     armed: Option<(Point, Fault)>,
     struck: bool,
     links: Vec<Arc<Link>>,
+    /// Clients that came while all was swallowed: the server never hears of them. A server process that
+    /// waits for a start-up message would hold up `drop database`.
+    unheard: Vec<TcpStream>,
 }
 
 /// A client's connection and its own to the server.
@@ -109,6 +112,7 @@ impl Proxy {
             armed: None,
             struck: false,
             links: Vec::new(),
+            unheard: Vec::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let (target, accepting) = (target.to_owned(), Arc::clone(&shared));
@@ -126,7 +130,7 @@ impl Proxy {
         let mut state = self.shared.lock();
         state.mood = mood;
         if mood == Mood::Down {
-            state.links.iter().for_each(|it| it.cut());
+            state.cut();
         }
         drop(state);
         self.shared.changed.notify_all();
@@ -165,7 +169,8 @@ impl Proxy {
 
     /// Connections that are open now, silent ones included.
     pub(crate) fn connections(&self) -> usize {
-        self.shared.lock().links.len()
+        let state = self.shared.lock();
+        state.links.len() + state.unheard.len()
     }
 }
 
@@ -173,7 +178,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         state.ended = true;
-        state.links.iter().for_each(|it| it.cut());
+        state.cut();
         drop(state);
         self.shared.changed.notify_all();
         drop(TcpStream::connect(self.address)); // wakes who accepts
@@ -183,14 +188,16 @@ impl Drop for Proxy {
 /// Accepts until the proxy is gone.
 fn accept(listener: &TcpListener, target: &str, shared: &Arc<Shared>) {
     for (number, client) in (1..).zip(listener.incoming().map_while(Result::ok)) {
-        let state = shared.lock();
-        if state.ended {
-            return;
+        let mut state = shared.lock();
+        match state.mood {
+            _ if state.ended => return,
+            Mood::Down => continue,
+            Mood::Frozen => {
+                state.unheard.push(client);
+                continue;
+            }
+            Mood::Open | Mood::Held | Mood::Slow(_) => drop(state),
         }
-        if state.mood == Mood::Down {
-            continue;
-        }
-        drop(state);
         let Ok(server) = TcpStream::connect(target) else { continue };
         // Small messages follow each other: none may wait for an acknowledgement.
         for socket in [&client, &server] {
@@ -238,6 +245,13 @@ impl Shared {
 }
 
 impl State {
+    /// Ends all connections.
+    fn cut(&mut self) {
+        self.links.iter().for_each(|it| it.cut());
+        self.links.retain(|it| !it.silent.load(Ordering::SeqCst)); // the others leave by themselves
+        self.unheard.clear();
+    }
+
     /// Takes in a statement that counts; the fault that waits for it.
     fn record(&mut self, sql: &str, connection: usize) -> Option<Fault> {
         let name = statement::name(sql);

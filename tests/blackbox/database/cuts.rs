@@ -61,7 +61,7 @@ const REQUESTS: [Request; 3] = [
 
 /// A ready api behind a proxy that counts the statements of requests, with an instance `old`.
 fn ready() -> (Setup, Proxy, Broker) {
-    let (setup, proxy) = behind_proxy();
+    let (setup, proxy) = behind_proxy(&[]);
     let api = setup.api(&[]);
     add_available(&setup, "old");
     count(&proxy, steps_of_a_request);
@@ -117,11 +117,11 @@ fn a_deprovision_request_cut_at_any_statement_can_be_sent_again() {
 
 /// A setup whose worker alone reaches its database through a proxy that counts the steps of tasks.
 fn worker_behind_proxy() -> (Setup, Proxy, Broker) {
-    let (setup, proxy) = behind_proxy();
-    let (through, direct) = (proxy.url().to_owned(), setup.database.url().to_owned());
-    let setup = setup.with("LEASE_SECONDS", "4").with("WORKER_THREADS", "1").with("DATABASE_URL", &direct);
+    let (setup, proxy) = behind_proxy(&[("LEASE_SECONDS", "4"), ("WORKER_THREADS", "1")]);
+    let direct = setup.database.url().to_owned();
+    let setup = setup.with("DATABASE_URL", &direct);
     let api = setup.api(&[]);
-    let setup = setup.with("DATABASE_URL", &through);
+    let setup = setup.with("DATABASE_URL", proxy.url());
     count(&proxy, steps_of_a_task);
     (setup, proxy, api)
 }

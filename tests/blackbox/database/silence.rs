@@ -97,8 +97,7 @@ fn ask_until(api: &Api, client: usize, end: Instant, pace: Duration) -> (usize, 
 #[test]
 fn thirty_seconds_of_silence_under_load_are_503_and_bounded() {
     const CLIENTS: usize = 50;
-    let (setup, proxy) = behind_proxy();
-    let setup = setup.with("MAX_CONNECTIONS_PER_ADDRESS", "100");
+    let (setup, proxy) = behind_proxy(&[("MAX_CONNECTIONS_PER_ADDRESS", "100")]);
     let api = setup.api(&[]);
     let idle = Taken::by(api.pid());
     proxy.turn(Mood::Frozen);
@@ -127,10 +126,7 @@ fn thirty_seconds_of_silence_under_load_are_503_and_bounded() {
 
 #[test]
 fn silence_is_503_in_time_with_the_default_limit_too() {
-    let setup = Setup::new().with("WAIT_SECONDS", "0");
-    let proxy = Proxy::before(setup.database.url());
-    let url = proxy.url().to_owned();
-    let setup = setup.with("DATABASE_URL", &url);
+    let (setup, proxy) = behind_proxy(&[("STATEMENT_TIMEOUT_SECONDS", "")]); // empty: as if unset
     let api = setup.api(&[]);
     proxy.turn(Mood::Frozen);
     ask_in_vain(&api, 24, Duration::from_secs(8), STATEMENT_TIMEOUT_DEFAULT + GRACE);
@@ -141,7 +137,7 @@ fn silence_is_503_in_time_with_the_default_limit_too() {
 
 #[test]
 fn what_was_answered_503_is_not_committed_later() {
-    let (setup, proxy) = behind_proxy();
+    let (setup, proxy) = behind_proxy(&[]);
     let api = setup.api(&[]);
     proxy.turn(Mood::Held);
     assert_eq!(api.provision("one", BASIC).status, 503);
@@ -156,7 +152,7 @@ fn what_was_answered_503_is_not_committed_later() {
 
 #[test]
 fn a_worker_ends_although_its_database_is_silent() {
-    let (setup, proxy) = behind_proxy();
+    let (setup, proxy) = behind_proxy(&[]);
     let mut worker = setup.worker();
     proxy.turn(Mood::Frozen);
     let began = Instant::now();
@@ -166,7 +162,7 @@ fn a_worker_ends_although_its_database_is_silent() {
 
 #[test]
 fn a_commit_that_never_arrives_is_503_and_the_request_can_be_sent_again() {
-    let (setup, proxy) = behind_proxy();
+    let (setup, proxy) = behind_proxy(&[]);
     let api = setup.api(&[]);
     proxy.count(Some(steps_of_a_request));
     proxy.arm(Point::Name("commit#1".to_owned()), Fault::Hang);
@@ -185,8 +181,7 @@ fn a_commit_that_never_arrives_is_503_and_the_request_can_be_sent_again() {
 
 #[test]
 fn a_worker_goes_on_after_a_silence() {
-    let (setup, proxy) = behind_proxy();
-    let setup = setup.with("LEASE_SECONDS", "4");
+    let (setup, proxy) = behind_proxy(&[("LEASE_SECONDS", "4")]);
     let (api, worker) = (setup.api(&[]), setup.worker());
     proxy.count(Some(steps_of_a_task));
     proxy.arm(Point::Number(13), Fault::Hang); // the task is under way
