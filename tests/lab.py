@@ -281,9 +281,9 @@ class Lab:
         for process in self.processes:
             process.check()
 
-    def start_postgres(self):
+    def start_postgres(self, **options):
         """Starts a new PostgreSQL; returns once it answers."""
-        return Postgres(self)
+        return Postgres(self, **options)
 
     def start_engine(self, name="ministack", relay_options=()):
         """Starts an emulator of AWS without waiting for it: `Engine.make_broker` waits."""
@@ -320,16 +320,21 @@ def unprivileged():
 
 
 class Postgres:
-    """A running PostgreSQL with a superuser `postgres` and an unprivileged role `broker`."""
+    """A running PostgreSQL with a superuser `postgres` and an unprivileged role `broker`.
 
-    def __init__(self, lab):
+    What was committed outlives a crash of the server only with `synchronous_commit`.
+    """
+
+    def __init__(self, lab, synchronous_commit="off"):
         started = time.monotonic()
+        self.lab = lab
+        self.synchronous_commit = synchronous_commit
         self.bin = postgres_bin()
         self.home = lab.directory / "postgres"
         self.password = secrets.token_hex(16)
         self.superuser_password = secrets.token_hex(16)
         self._make_cluster()
-        self.port, self.process = self._start(lab)
+        self.port, self.process = self._start()
         self.sql(
             f"create role broker login createdb password '{self.password}'",
             superuser=True,
@@ -356,20 +361,35 @@ class Postgres:
         if made.returncode != 0:
             raise LabError(f"initdb failed:\n{made.stdout}")
 
-    def _start(self, lab):
-        """Starts the server. A free port may be taken by the time it is used, so more than one is tried."""
+    def _start(self):
+        """Starts the server for the first time, on a free port; it may be taken by then, so more than one is tried."""
         for attempt in range(3):
             port = free_port()
-            process = lab.start("postgres", self._command(port), stop_signal=signal.SIGINT, cwd=self.home,
-                                env=clean_environment(), **unprivileged())
+            process = self._launch(port)
             try:
                 process.wait_until(lambda: self._answers(port))
                 return port, process
             except Died:
                 if attempt == 2:
                     raise
-                lab.processes.remove(process)
+                self.lab.processes.remove(process)
         raise AssertionError("unreachable")
+
+    def stop(self, how=signal.SIGINT):
+        """Stops the server: SIGINT ends all connections and shuts down, SIGQUIT is as a crash."""
+        self.process.stop_signal = how
+        self.process.stop()
+        self.lab.processes.remove(self.process)
+
+    def start(self):
+        """Starts the stopped server again, where it was; returns once it answers."""
+        self.process = self._launch(self.port)
+        self.process.wait_until(lambda: self._answers(self.port))
+
+    def _launch(self, port):
+        """Starts the server's process."""
+        return self.lab.start("postgres", self._command(port), stop_signal=signal.SIGINT, cwd=self.home,
+                              env=clean_environment(), **unprivileged())
 
     def _command(self, port):
         """The server's command line. Nothing has to survive a power cut, so nothing is synced."""
@@ -379,7 +399,7 @@ class Postgres:
             "unix_socket_directories": self.home,
             "max_connections": 300,
             "fsync": "off",
-            "synchronous_commit": "off",
+            "synchronous_commit": self.synchronous_commit,
             "full_page_writes": "off",
         }
         words = [self.bin / "postgres", "-D", self.home / "data"]

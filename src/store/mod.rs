@@ -102,7 +102,8 @@ impl std::fmt::Display for StoreError {
     }
 }
 
-/// How much longer than its statements' limit a call may take before it is given up on.
+/// How much longer than its statements' limit a call may take before it is given up on; of this it may spend all
+/// on waiting for a connection.
 const GRACE: Duration = Duration::from_secs(5);
 /// Calls that may hang at once before the database counts as silent.
 const ABANDONED_MAX: usize = 8;
@@ -225,7 +226,8 @@ impl Store {
         })
     }
 
-    /// Has a connection's thread do `job`, and waits for it no longer than `limit`.
+    /// Has a connection's thread do `job`. Waits no longer than `limit` for the connection and the
+    /// job together: who asks has been promised an answer by then.
     fn call<T, E>(
         &self,
         limit: Duration,
@@ -235,6 +237,7 @@ impl Store {
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
+        let deadline = Instant::now() + limit;
         let connection = self.take()?;
         let (answer, answered) = mpsc::sync_channel(1);
         let progress = Arc::new(Progress::new(Arc::clone(&self.0)));
@@ -252,7 +255,7 @@ impl Store {
             self.forget();
             return Err(StoreError::Panicked.into());
         }
-        match answered.recv_timeout(limit) {
+        match answered.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(result) => {
                 self.0.is_silent.store(false, Ordering::Relaxed);
                 self.give_back(connection);
@@ -277,10 +280,10 @@ impl Store {
 
     /// An idle connection, or a new one while that is allowed.
     fn take(&self) -> Result<Connection, StoreError> {
-        self.refuse_while_silent()?;
-        let deadline = Instant::now() + self.0.call_timeout;
+        let deadline = Instant::now() + GRACE;
         let mut pool = self.pool();
         loop {
+            self.refuse_while_silent()?; // each time: it may have fallen silent while we waited
             if let Some(connection) = pool.idle.pop() {
                 return Ok(connection);
             }
@@ -303,10 +306,10 @@ impl Store {
         self.0.returned.notify_one();
     }
 
-    /// Makes room for a connection that is gone.
+    /// Makes room for a connection that is gone. Wakes all: the first may be refused now.
     fn forget(&self) {
         self.pool().open -= 1;
-        self.0.returned.notify_one();
+        self.0.returned.notify_all();
     }
 
     /// While too many calls hang and none was answered since, only a call now and then is let through.

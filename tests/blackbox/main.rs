@@ -12,9 +12,12 @@
 
 mod cloud;
 mod crash;
+mod database;
 mod faults;
 mod hardship;
 mod lifecycle;
+mod own_postgres;
+mod proxy;
 mod queue;
 #[path = "../relay/mod.rs"]
 mod relay;

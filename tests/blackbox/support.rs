@@ -244,6 +244,11 @@ impl Broker {
         Broker { child, log, api: None }
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What was logged so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")

@@ -1,0 +1,90 @@
+//! Statements: their names, and which of them count.
+
+/// A statement that counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Statement {
+    /// Verb and table in lower case.
+    pub(crate) name: String,
+    /// The how manieth of that name, from 1.
+    pub(crate) occurrence: usize,
+    /// The number of its connection, from 1.
+    pub(crate) connection: usize,
+}
+
+impl Statement {
+    /// `commit#2`.
+    pub(crate) fn point(&self) -> String {
+        format!("{}#{}", self.name, self.occurrence)
+    }
+}
+
+/// Says of a statement's text whether it counts.
+pub(crate) type Filter = fn(&str) -> bool;
+
+/// Counts what a worker does for a task, and not what it does anyway: claims, renewals of leases, looks at
+/// its start, what sets up a connection.
+pub(crate) fn steps_of_a_task(sql: &str) -> bool {
+    let sql = sql.trim().to_ascii_lowercase();
+    let is_claim = sql.starts_with("update tasks set status = 'started'");
+    let is_heartbeat = sql.starts_with("update tasks set lease_until");
+    let is_look = sql.contains("region is null") || sql.contains("schema_version") || sql == "select 1";
+    let is_setup = sql.is_empty() || sql.starts_with("set ") || sql.starts_with("listen ");
+    !(is_claim || is_heartbeat || is_look || is_setup)
+}
+
+/// Counts what an api does for a request that changes something, and not what it does anyway: the catalog,
+/// the tasks that are waited for, health.
+pub(crate) fn steps_of_a_request(sql: &str) -> bool {
+    let is_catalog = sql.contains("from services where") || sql.contains("order by p.name");
+    steps_of_a_task(sql) && !is_catalog && !sql.contains("::uuid[]")
+}
+
+/// Verb and table in lower case: `update tasks`. Without a table, the function; or the verb alone.
+pub(crate) fn name(sql: &str) -> String {
+    let spaced = sql.to_ascii_lowercase().replace('(', " ( ").replace(')', " ) ");
+    let words: Vec<&str> = spaced.split([' ', '\n', '\t', ',', ';']).filter(|it| !it.is_empty()).collect();
+    let after = |word: &str| words.iter().skip_while(|it| **it != word).nth(1).copied();
+    // `from` also stands in expressions, in parentheses.
+    let mut depth = 0_i32;
+    let outer = words.windows(2).find(|pair| {
+        depth += i32::from(pair[0] == "(") - i32::from(pair[0] == ")");
+        pair[0] == "from" && depth == 0
+    });
+    let verb = match words.first().copied().unwrap_or_default() {
+        "start" => "begin",
+        "end" => "commit",
+        other => other,
+    };
+    let object = match verb {
+        "select" | "delete" => match (outer, after("from")) {
+            (Some(pair), _) => Some(pair[1]),
+            (None, Some(inner)) => Some(inner),
+            (None, None) => words.get(1).copied().filter(|_| words.get(2) == Some(&"(")),
+        },
+        "insert" => after("into"),
+        "update" => words.get(1).copied(),
+        _ => None,
+    };
+    [Some(verb), object].into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn statements_are_named_by_verb_and_table() {
+    for (sql, name) in [
+        ("BEGIN", "begin"),
+        ("START TRANSACTION", "begin"),
+        ("COMMIT;", "commit"),
+        ("", ""),
+        ("set statement_timeout = 1; set lock_timeout = 1", "set"),
+        ("select 1", "select"),
+        ("select pg_notify($1, $2)", "select pg_notify"),
+        ("select id from resources where id = $1", "select resources"),
+        ("select extract(epoch from now() - created) as age_s\n    from resources", "select resources"),
+        ("select exists (select 1 from pg_catalog.pg_class)", "select pg_catalog.pg_class"),
+        ("\n    Insert into tasks (task) values ($1)", "insert tasks"),
+        ("update tasks set worker = null where task = (select t.task from tasks t)", "update tasks"),
+        ("delete from bindings where resource = $1", "delete bindings"),
+    ] {
+        assert_eq!(self::name(sql), name, "{sql}");
+    }
+}
