@@ -16,6 +16,7 @@ mod database;
 mod faults;
 mod hardship;
 mod lifecycle;
+mod matrix;
 mod own_postgres;
 mod proxy;
 mod queue;

@@ -46,6 +46,10 @@ pub(crate) enum Fault {
     Delay(Duration),
     /// From here on the connection is silent for ever.
     Hang,
+    /// The server carries it out; its answer never comes, and nothing after it.
+    Mute,
+    /// It reaches the server when [`Proxy::release`] says so.
+    Hold,
 }
 
 /// One of the statements that count.
@@ -78,6 +82,7 @@ struct State {
     statements: Vec<Statement>,
     armed: Option<(Point, Fault)>,
     struck: bool,
+    released: bool,
     links: Vec<Arc<Link>>,
     /// Clients that came while all was swallowed: the server never hears of them. A server process that
     /// waits for a start-up message would hold up `drop database`.
@@ -95,6 +100,8 @@ struct Link {
     asked: AtomicUsize,
     /// The number of the one among them whose answer is withheld; 0: of none.
     withheld: AtomicUsize,
+    /// The connection falls silent then, instead of being cut.
+    mutes: AtomicBool,
 }
 
 impl Proxy {
@@ -111,6 +118,7 @@ impl Proxy {
             statements: Vec::new(),
             armed: None,
             struck: false,
+            released: false,
             links: Vec::new(),
             unheard: Vec::new(),
         };
@@ -157,7 +165,13 @@ impl Proxy {
     /// Lets `fault` happen at `point`, counted from the last [`Proxy::count`].
     pub(crate) fn arm(&self, point: Point, fault: Fault) {
         let mut state = self.shared.lock();
-        (state.armed, state.struck) = (Some((point, fault)), false);
+        (state.armed, state.struck, state.released) = (Some((point, fault)), false, false);
+    }
+
+    /// Lets a statement go that is held.
+    pub(crate) fn release(&self) {
+        self.shared.lock().released = true;
+        self.shared.changed.notify_all();
     }
 
     /// Waits until the fault has happened; a delay or a silence when it begins.
@@ -204,8 +218,8 @@ fn accept(listener: &TcpListener, target: &str, shared: &Arc<Shared>) {
             socket.set_nodelay(true).unwrap();
         }
         let (asked, withheld) = (AtomicUsize::new(1), AtomicUsize::new(0)); // the start-up is answered too
-        let (shared, silent) = (Arc::clone(shared), AtomicBool::new(false));
-        let link = Arc::new(Link { number, client, server, shared, silent, asked, withheld });
+        let (shared, silent, mutes) = (Arc::clone(shared), AtomicBool::new(false), AtomicBool::new(false));
+        let link = Arc::new(Link { number, client, server, shared, silent, asked, withheld, mutes });
         let mut state = link.shared.lock();
         if state.ended || state.mood == Mood::Down {
             link.cut();
@@ -377,7 +391,8 @@ impl Link {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             // carried out by the side that sees the server's answer
-            Fault::After => {
+            Fault::After | Fault::Mute => {
+                self.mutes.store(fault == Fault::Mute, Ordering::SeqCst);
                 self.withheld.store(self.asked.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
             }
             Fault::Delay(delay) => {
@@ -386,6 +401,11 @@ impl Link {
             }
             Fault::Hang => {
                 self.shared.strike(|| self.fall_silent());
+            }
+            Fault::Hold => {
+                self.shared.strike(|| {});
+                let waits = |state: &mut State| !state.released && !state.ended;
+                drop(self.shared.changed.wait_while(self.shared.lock(), waits).unwrap());
             }
         }
         Ok(())
@@ -412,7 +432,9 @@ impl Link {
             let is_withheld = self.withheld.load(Ordering::SeqCst) == answered + 1;
             if message.kind == b'Z' {
                 answered += 1;
-                if is_withheld {
+                if is_withheld && self.mutes.load(Ordering::SeqCst) {
+                    self.shared.strike(|| self.fall_silent());
+                } else if is_withheld {
                     self.shared.strike(|| self.cut());
                     return Ok(());
                 }

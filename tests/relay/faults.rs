@@ -49,6 +49,8 @@ pub(crate) enum Fault {
     HalfBody,
     /// Nothing, for as long as the peer waits.
     Hang,
+    /// The answer comes when [`super::Relay::release`] says so.
+    Hold,
 }
 
 impl Point {
@@ -90,6 +92,7 @@ impl FromStr for Fault {
             ("reset", "") => Fault::Reset,
             ("half-body", "") => Fault::HalfBody,
             ("hang", "") => Fault::Hang,
+            ("hold", "") => Fault::Hold,
             ("delay", ms) => Fault::Delay(Duration::from_millis(number(ms)?)),
             ("status", status) => {
                 let status = status.parse().map_err(|_| format!("{text}: not a status"))?;

@@ -95,6 +95,8 @@ struct State {
     plans: Vec<(Point, When, Fault)>,
     /// How often something went wrong so far.
     struck: usize,
+    /// What was held goes on.
+    released: bool,
     /// How long a new key is unknown.
     refuse_new_keys: Duration,
     /// How long each call takes more.
@@ -138,6 +140,19 @@ impl Relay {
         state.plans.clear();
         state.refuse_new_keys = Duration::ZERO;
         state.latency = Duration::ZERO;
+    }
+
+    /// Lets answers go that are held.
+    pub(crate) fn release(&self) {
+        self.shared.lock().released = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Begins to count anew.
+    pub(crate) fn count_anew(&self) {
+        let mut state = self.shared.lock();
+        state.calls.clear();
+        state.counts.clear();
     }
 
     /// From now on access keys do not work until they are so old.
@@ -318,6 +333,10 @@ impl Shared {
             Fault::Status(status, body) => Some(Outcome::Answer(Answer::new(*status, &[], body.as_str()))),
             Fault::Delay(delay) => {
                 std::thread::sleep(*delay);
+                None
+            }
+            Fault::Hold => {
+                drop(self.changed.wait_while(self.lock(), |it| !it.released).unwrap());
                 None
             }
             Fault::Fin => Some(Outcome::Part(Vec::new())),

@@ -1,0 +1,201 @@
+//! Every point of every task, and each way in which things can go wrong there.
+//!
+//! A point is a call to AWS or a statement of a task, by its name and occurrence. They are recorded in a clean run, so
+//! that what is added to a task is tried by itself. Whatever happens at a point, the end must be that of the clean run.
+//!
+//! `tests/matrix` runs all of it, or a part; without it a few points are tried, others each time.
+
+mod scene;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::proxy;
+use crate::relay;
+use crate::support::*;
+use scene::{Kind, Scene};
+
+/// Runs that go on at once.
+const SIDE_BY_SIDE: usize = 16;
+/// Cases that are tried when nobody asks for more.
+const FEW: usize = 6;
+
+/// Where something goes wrong.
+#[derive(Debug, Clone, PartialEq)]
+enum Place {
+    /// A call to AWS.
+    Aws(String),
+    /// A statement on a connection of the task.
+    Sql(String),
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mode {
+    /// The worker dies right after it.
+    Killed,
+    /// AWS did it, and the connection is reset instead of answering.
+    Reset,
+    /// AWS is busy instead.
+    Refused,
+    /// The database's connections are cut right after it.
+    DatabaseCut,
+    /// The worker stands still until its lease is lost and another has taken over, and then goes on.
+    TakenOver,
+}
+
+/// One run that is to end like the clean one.
+#[derive(Debug, Clone)]
+struct Case {
+    kind: Kind,
+    plan: &'static str,
+    place: Place,
+    mode: Mode,
+}
+
+/// The plans, and what to call them.
+const PLANS: [(&str, &str); 4] =
+    [("basic", BASIC), ("versioned", VERSIONED), ("shield", SHIELD), ("shield-versioned", SHIELD_VERSIONED)];
+
+/// What can go wrong at a place.
+fn modes(place: &Place) -> &'static [Mode] {
+    match place {
+        Place::Aws(_) => &[Mode::Killed, Mode::Reset, Mode::Refused, Mode::DatabaseCut, Mode::TakenOver],
+        Place::Sql(_) => &[Mode::Killed, Mode::DatabaseCut, Mode::TakenOver],
+    }
+}
+
+/// The points of a clean run, and its end.
+fn record(kind: Kind, plan: &str) -> (Vec<Place>, String) {
+    let mut scene = Scene::prepare(kind, plan);
+    scene.begin();
+    let mut worker = scene.worker();
+    scene.wait_for_end(kind);
+    assert_eq!(worker.terminate(), Some(0));
+    (scene.places(), scene.describe())
+}
+
+/// Runs a case and compares its end with the clean one's.
+fn run(case: &Case, clean: &str) {
+    let mut scene = Scene::prepare(case.kind, case.plan);
+    scene.begin();
+    match &case.place {
+        Place::Aws(point) => {
+            let busy = if is_iam(point) { "iam.throttling" } else { "s3.slowdown" };
+            let (when, fault) = match case.mode {
+                Mode::Killed => (relay::When::After, relay::Fault::Hang),
+                Mode::Reset => (relay::When::After, relay::Fault::Reset),
+                Mode::Refused => (relay::When::Before, relay::Fault::Replay(busy)),
+                Mode::DatabaseCut | Mode::TakenOver => (relay::When::After, relay::Fault::Hold),
+            };
+            scene.relay.plan(point.parse().unwrap(), when, fault);
+        }
+        Place::Sql(point) => {
+            let fault = match case.mode {
+                Mode::Killed => proxy::Fault::Mute,
+                Mode::TakenOver => proxy::Fault::Hold,
+                Mode::Reset | Mode::Refused | Mode::DatabaseCut => proxy::Fault::After,
+            };
+            scene.proxy.arm(proxy::Point::Name(point.clone()), fault);
+        }
+    }
+    let mut worker = scene.worker();
+    scene.wait_until_struck(&case.place);
+    match case.mode {
+        Mode::Killed => {
+            worker.kill();
+            worker = scene.worker();
+        }
+        Mode::DatabaseCut if matches!(case.place, Place::Aws(_)) => scene.cut_database(),
+        Mode::TakenOver => {
+            let other = scene.take_over(&worker);
+            scene.wait_for_end(case.kind);
+            assert_eq!(worker.terminate(), Some(0), "{case:?}");
+            worker = other;
+        }
+        Mode::Reset | Mode::Refused | Mode::DatabaseCut => {}
+    }
+    scene.wait_for_end(case.kind);
+    assert_eq!(worker.terminate(), Some(0), "{case:?}");
+    assert_eq!(scene.describe(), clean, "{case:?}");
+    if case.kind == Kind::Provision {
+        scene.remove();
+    }
+}
+
+/// Whether a call is one of IAM.
+fn is_iam(point: &str) -> bool {
+    ["User", "AccessKey", "LoginProfile"].iter().any(|it| point.contains(it))
+        || (point.contains("Policy") && !point.contains("Bucket"))
+}
+
+/// All cases of a kind and a plan.
+fn cases(kind: Kind, plan: &'static str) -> (Vec<Case>, String) {
+    let (places, clean) = record(kind, plan);
+    let cases = places.iter().flat_map(|place| {
+        modes(place).iter().map(move |mode| Case { kind, plan, place: place.clone(), mode: *mode })
+    });
+    (cases.collect(), clean)
+}
+
+/// Runs cases, several at once.
+fn run_all(cases: &[(Case, String)]) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE.min(cases.len()) {
+            scope.spawn(|| {
+                while let Some((case, clean)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    run(case, clean);
+                }
+            });
+        }
+    });
+}
+
+/// Every `step`-th of a list, from a place that the seed gives.
+fn choose<T>(list: Vec<T>, count: usize, seed: u64) -> Vec<T> {
+    let step = (list.len() / count.max(1)).max(1);
+    let first = usize::try_from(seed).unwrap() % step;
+    list.into_iter().skip(first).step_by(step).collect()
+}
+
+#[test]
+fn whatever_goes_wrong_at_any_point_the_end_is_the_same() {
+    let extent = std::env::var("TEST_MATRIX").unwrap_or_default();
+    let seed = std::env::var("TEST_SEED").ok().and_then(|it| it.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    let began = Instant::now();
+    let mut chosen = Vec::new();
+    for (name, plan) in PLANS {
+        if extent.is_empty() && plan != SHIELD_VERSIONED {
+            continue;
+        }
+        for kind in [Kind::Provision, Kind::Delete, Kind::Sweep] {
+            let (cases, clean) = cases(kind, plan);
+            let all = cases.len();
+            let cases = match extent.as_str() {
+                "all" => cases,
+                "part" if plan == SHIELD_VERSIONED && kind != Kind::Sweep => cases,
+                "part" => choose(cases, 15, seed),
+                _ => choose(cases, FEW, seed),
+            };
+            eprintln!("{name}, {kind:?}: {} of {all} cases", cases.len());
+            chosen.extend(cases.into_iter().map(|case| (case, clean.clone())));
+        }
+    }
+    run_all(&chosen);
+    eprintln!("matrix: {} cases in {:?}, seed {seed}", chosen.len(), began.elapsed());
+}
+
+#[test]
+fn every_step_can_be_run_twice_in_a_row() {
+    for kind in [Kind::Provision, Kind::Delete, Kind::Sweep] {
+        let (_, clean) = record(kind, SHIELD_VERSIONED);
+        let mut scene = Scene::prepare(kind, SHIELD_VERSIONED);
+        scene.begin();
+        let _worker = scene.worker();
+        scene.wait_for_end(kind);
+        scene.run_again(kind);
+        assert_eq!(scene.describe(), clean, "{kind:?}");
+    }
+}
