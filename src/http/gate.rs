@@ -40,7 +40,7 @@ const IDLE_LOOK: Duration = Duration::from_millis(500);
 /// How long a refused peer may go on sending before the connection is cut.
 const LINGER: Duration = Duration::from_secs(1);
 /// What a refused peer may still send, in bytes.
-const LINGER_BYTES: u64 = 256 * 1024;
+const LINGER_BYTES: u64 = 4 << 20;
 /// Descriptors that are not for connections.
 const DESCRIPTORS_RESERVED: usize = 64;
 /// Descriptors that one connection may take: its own, the private one on both sides, a spare.
@@ -243,16 +243,13 @@ impl<S: Deadline> Connection<'_, S> {
             self.stream.set_deadline(Instant::now() + self.gate.limits.receive);
             let request =
                 strict::read_request(&mut self.buffer, &mut self.stream, self.gate.limits.body_bytes_max);
-            let (answer, keep_alive) = match request {
-                Ok(request) => {
-                    let keep_alive = request.keep_alive && !self.gate.stop.is_set();
-                    (self.forward(&request, keep_alive), keep_alive)
-                }
+            let request = match request {
+                Ok(request) => request,
                 Err(Refusal::Gone) => return,
                 Err(Refusal::TooSlow) => return self.refuse(408, "the request took too long to arrive"),
                 Err(Refusal::Bad(status, reason)) => return self.refuse(status, reason),
             };
-            let answer = match answer {
+            let (answer, keep_alive) = match self.forward(&request) {
                 Ok(answer) => answer,
                 Err(err) => {
                     log::error!("request lost between gate and server: cause={err}");
@@ -270,14 +267,15 @@ impl<S: Deadline> Connection<'_, S> {
     fn wait_for_request(&mut self) -> bool {
         let deadline = Instant::now() + self.gate.limits.idle;
         while self.buffer.is_empty() {
-            let look = Instant::now() + IDLE_LOOK;
-            if self.gate.stop.is_set() || Instant::now() >= deadline {
-                return false;
-            }
-            self.stream.set_deadline(look.min(deadline));
+            let is_last = self.gate.stop.is_set(); // one more look: a request may be on its way
+            self.stream.set_deadline(deadline.min(Instant::now() + IDLE_LOOK));
             match self.buffer.fill(&mut self.stream) {
                 Ok(()) => {}
-                Err(err) if matches!(err.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {}
+                Err(err) if matches!(err.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
+                    if is_last || Instant::now() >= deadline {
+                        return false;
+                    }
+                }
                 Err(_) => return false,
             }
         }
@@ -285,8 +283,8 @@ impl<S: Deadline> Connection<'_, S> {
     }
 
     /// Hands a request to tiny_http and brings its whole answer back, so that a peer that reads
-    /// slowly holds up this thread alone.
-    fn forward(&self, request: &Request, keep_alive: bool) -> io::Result<Vec<u8>> {
+    /// slowly holds up this thread alone. Also says whether the connection goes on after it.
+    fn forward(&self, request: &Request) -> io::Result<(Vec<u8>, bool)> {
         let mut inside = UnixStream::connect_addr(&self.gate.inside.address()?).inspect_err(|err| {
             if err.kind() == io::ErrorKind::ConnectionRefused {
                 (self.gate.give_up)("the server behind the gate is gone"); // it closed its socket: it panicked
@@ -299,8 +297,9 @@ impl<S: Deadline> Connection<'_, S> {
         if inside.take(ANSWER_BYTES_MAX + 1).read_to_end(&mut answer)? as u64 > ANSWER_BYTES_MAX {
             return Err(io::Error::other("the answer is too large")); // a torn one would swallow the next
         }
+        let keep_alive = request.keep_alive && !self.gate.stop.is_set(); // asked last: the work may be long
         own_connection_header(&mut answer, keep_alive)?;
-        Ok(answer)
+        Ok((answer, keep_alive))
     }
 
     /// Answers what never reached a handler, and ends the connection so that the peer sees it.
