@@ -11,6 +11,7 @@
 )]
 
 mod crash;
+mod door;
 mod hardship;
 mod lifecycle;
 mod queue;
