@@ -1,6 +1,6 @@
 //! The api ends when it is told to, and nobody who was being served notices more than that.
 
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::target::Target;
@@ -17,16 +17,16 @@ const WAITING: usize = 10;
 
 /// Asks without a pause until an answer says that it is the last; how many there were. Nothing else may end
 /// the connection.
-fn ask_to_the_end(target: &Target, start: &Barrier) -> Result<usize, String> {
+fn ask_to_the_end(target: &Target, begun: &AtomicUsize) -> Result<usize, String> {
     let mut client = Wire::open(target.address, ATTACKER).map_err(|err| err.to_string())?;
-    let mut count = 0;
-    loop {
+    let (mut count, began) = (0, Instant::now());
+    while began.elapsed() < END {
         let request =
             if count % 2 == 0 { get("/healthz") } else { get_as("/v2/catalog", &count.to_string()) };
         client.send(request).map_err(|err| format!("request {count} not sent: {err}"))?;
         let answer = client.answer(END).map_err(|err| format!("request {count} not answered: {err}"))?;
         if count == 0 {
-            start.wait();
+            begun.fetch_add(1, Ordering::Relaxed);
         }
         count += 1;
         match (answer.status, answer.header("connection")) {
@@ -35,6 +35,7 @@ fn ask_to_the_end(target: &Target, start: &Barrier) -> Result<usize, String> {
             other => return Err(format!("{other:?}")),
         }
     }
+    Err(format!("{count} answers and none of them the last"))
 }
 
 /// Orders an instance that no worker makes; the answer says that it is the last.
@@ -57,18 +58,19 @@ fn requests_in_flight_are_answered_before_the_end() {
     let setup = Setup::new().with("WAIT_SECONDS", "50");
     let mut target = Target::gate(&setup, "true");
     let pid = target.process.pid().to_string();
-    let start = Barrier::new(BUSY + 1);
+    let begun = AtomicUsize::new(0);
     let (counts, took) = std::thread::scope(|scope| {
         let target = &target;
-        let start = &start;
         let waiting: Vec<_> =
             (0..WAITING).map(|number| scope.spawn(move || wait_to_the_end(target, number))).collect();
         eventually("all instances are ordered", PATIENCE, || {
             let count = setup.database.text("select count(*)::text from tasks where status = 'pending'");
             (count == Some(WAITING.to_string())).then_some(())
         });
-        let busy: Vec<_> = (0..BUSY).map(|_| scope.spawn(|| ask_to_the_end(target, start))).collect();
-        start.wait();
+        let busy: Vec<_> = (0..BUSY).map(|_| scope.spawn(|| ask_to_the_end(target, &begun))).collect();
+        eventually("all are being served", PATIENCE, || {
+            (begun.load(Ordering::Relaxed) == BUSY).then_some(())
+        });
         let began = Instant::now();
         assert!(std::process::Command::new("kill").arg(&pid).status().unwrap().success());
         let counts: Vec<_> = busy.into_iter().map(|it| it.join().unwrap()).collect();

@@ -34,6 +34,7 @@ fn drip(target: &Target, beginning: &str) {
         if let Ok(answer) = client.answer(Duration::from_millis(400)) {
             break answer;
         }
+        assert!(began.elapsed() < RECEIVE * 2, "still waiting for the rest of {beginning:?}");
         client.send("a").unwrap();
     };
     assert_took(beginning, began, RECEIVE);
