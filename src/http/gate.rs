@@ -40,7 +40,7 @@ const IDLE_LOOK: Duration = Duration::from_millis(500);
 /// How long a refused peer may go on sending before the connection is cut.
 const LINGER: Duration = Duration::from_secs(1);
 /// What a refused peer may still send, in bytes.
-const LINGER_BYTES: u64 = 256 * 1024;
+const LINGER_BYTES: u64 = 4 << 20;
 /// Descriptors that are not for connections.
 const DESCRIPTORS_RESERVED: usize = 64;
 /// Descriptors that one connection may take: its own, the private one on both sides, a spare.
@@ -63,6 +63,14 @@ pub(super) struct Limits {
     pub(super) work: Duration,
     /// For the peer to take the answer.
     pub(super) send: Duration,
+}
+
+impl Limits {
+    /// Fewer connections, of which one address may have the same part as before.
+    fn cut(&mut self, connections_max: usize) {
+        self.per_address_max = (self.per_address_max * connections_max / self.connections_max).max(1);
+        self.connections_max = connections_max;
+    }
 }
 
 /// Where tiny_http listens, and what opens it.
@@ -122,9 +130,8 @@ impl Gate {
     pub(super) fn new(mut limits: Limits, inside: Inside, stop: Arc<Event>, give_up: Arc<GiveUp>) -> Gate {
         let room = descriptor_limit().map(|it| it.saturating_sub(DESCRIPTORS_RESERVED) / DESCRIPTORS_EACH);
         if let Some(room) = room.filter(|it| *it < limits.connections_max) {
-            log::warn!("connections cut to the descriptor limit: connections_max={}", room.max(1));
-            limits.connections_max = room.max(1);
-            limits.per_address_max = limits.per_address_max.min(limits.connections_max);
+            limits.cut(room.max(1));
+            log::warn!("connections cut to the descriptor limit: connections_max={}", limits.connections_max);
         }
         Gate { limits, inside, stop, give_up, places: Mutex::default(), left: Condvar::new() }
     }
@@ -236,16 +243,13 @@ impl<S: Deadline> Connection<'_, S> {
             self.stream.set_deadline(Instant::now() + self.gate.limits.receive);
             let request =
                 strict::read_request(&mut self.buffer, &mut self.stream, self.gate.limits.body_bytes_max);
-            let (answer, keep_alive) = match request {
-                Ok(request) => {
-                    let keep_alive = request.keep_alive && !self.gate.stop.is_set();
-                    (self.forward(&request, keep_alive), keep_alive)
-                }
+            let request = match request {
+                Ok(request) => request,
                 Err(Refusal::Gone) => return,
                 Err(Refusal::TooSlow) => return self.refuse(408, "the request took too long to arrive"),
                 Err(Refusal::Bad(status, reason)) => return self.refuse(status, reason),
             };
-            let answer = match answer {
+            let (answer, keep_alive) = match self.forward(&request) {
                 Ok(answer) => answer,
                 Err(err) => {
                     log::error!("request lost between gate and server: cause={err}");
@@ -263,14 +267,15 @@ impl<S: Deadline> Connection<'_, S> {
     fn wait_for_request(&mut self) -> bool {
         let deadline = Instant::now() + self.gate.limits.idle;
         while self.buffer.is_empty() {
-            let look = Instant::now() + IDLE_LOOK;
-            if self.gate.stop.is_set() || Instant::now() >= deadline {
-                return false;
-            }
-            self.stream.set_deadline(look.min(deadline));
+            let is_last = self.gate.stop.is_set(); // one more look: a request may be on its way
+            self.stream.set_deadline(deadline.min(Instant::now() + IDLE_LOOK));
             match self.buffer.fill(&mut self.stream) {
                 Ok(()) => {}
-                Err(err) if matches!(err.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {}
+                Err(err) if matches!(err.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
+                    if is_last || Instant::now() >= deadline {
+                        return false;
+                    }
+                }
                 Err(_) => return false,
             }
         }
@@ -278,8 +283,8 @@ impl<S: Deadline> Connection<'_, S> {
     }
 
     /// Hands a request to tiny_http and brings its whole answer back, so that a peer that reads
-    /// slowly holds up this thread alone.
-    fn forward(&self, request: &Request, keep_alive: bool) -> io::Result<Vec<u8>> {
+    /// slowly holds up this thread alone. Also says whether the connection goes on after it.
+    fn forward(&self, request: &Request) -> io::Result<(Vec<u8>, bool)> {
         let mut inside = UnixStream::connect_addr(&self.gate.inside.address()?).inspect_err(|err| {
             if err.kind() == io::ErrorKind::ConnectionRefused {
                 (self.gate.give_up)("the server behind the gate is gone"); // it closed its socket: it panicked
@@ -289,8 +294,12 @@ impl<S: Deadline> Connection<'_, S> {
         inside.set_read_timeout(Some(self.gate.limits.work))?;
         inside.write_all(&rebuild(request, &self.gate.inside.key, self.peer))?;
         let mut answer = Vec::new();
-        inside.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
-        own_connection_header(&answer, keep_alive)
+        if inside.take(ANSWER_BYTES_MAX + 1).read_to_end(&mut answer)? as u64 > ANSWER_BYTES_MAX {
+            return Err(io::Error::other("the answer is too large")); // a torn one would swallow the next
+        }
+        let keep_alive = request.keep_alive && !self.gate.stop.is_set(); // asked last: the work may be long
+        own_connection_header(&mut answer, keep_alive)?;
+        Ok((answer, keep_alive))
     }
 
     /// Answers what never reached a handler, and ends the connection so that the peer sees it.
@@ -345,24 +354,17 @@ fn rebuild(request: &Request, key: &str, peer: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-/// The answer with a `Connection` header that says what this connection will do.
-fn own_connection_header(answer: &[u8], keep_alive: bool) -> io::Result<Vec<u8>> {
-    let end = answer.windows(4).position(|it| it == b"\r\n\r\n");
-    let (head, body) =
-        end.and_then(|end| answer.split_at_checked(end + 2)).ok_or(io::ErrorKind::UnexpectedEof)?;
+/// Makes an answer's `Connection` header say what this connection will do.
+fn own_connection_header(answer: &mut Vec<u8>, keep_alive: bool) -> io::Result<()> {
+    let end = answer.windows(4).position(|it| it == b"\r\n\r\n").map(|it| it + 2);
+    let (end, head) =
+        end.and_then(|end| Some((end, answer.get(..end)?))).ok_or(io::ErrorKind::UnexpectedEof)?;
     let head = std::str::from_utf8(head).map_err(io::Error::other)?;
-    let mut bytes = Vec::with_capacity(answer.len() + 24);
-    for line in head.split_inclusive("\r\n").filter(|it| !it.to_ascii_lowercase().starts_with("connection:"))
-    {
-        bytes.extend_from_slice(line.as_bytes());
-    }
-    bytes.extend_from_slice(if keep_alive {
-        b"Connection: keep-alive\r\n"
-    } else {
-        b"Connection: close\r\n"
-    });
-    bytes.extend_from_slice(body);
-    Ok(bytes)
+    let lines = head.split_inclusive("\r\n");
+    let mut own: String = lines.filter(|it| !it.to_ascii_lowercase().starts_with("connection:")).collect();
+    own.push_str(if keep_alive { "Connection: keep-alive\r\n" } else { "Connection: close\r\n" });
+    answer.splice(..end, own.into_bytes()).for_each(drop);
+    Ok(())
 }
 
 /// The soft limit on open files, where the system tells it.
@@ -396,25 +398,30 @@ mod tests {
 
     #[test]
     fn answers_say_what_the_connection_does() {
-        let inside = b"HTTP/1.1 200 OK\r\nconnection: close\r\nA: b\r\n\r\nConnection: body";
+        let mut answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\nA: b\r\n\r\nConnection: body".to_vec();
         let outside = b"HTTP/1.1 200 OK\r\nA: b\r\nConnection: keep-alive\r\n\r\nConnection: body";
-        assert_eq!(own_connection_header(inside, true).unwrap(), outside);
-        assert!(own_connection_header(b"HTTP/1.1 200 OK\r\n", true).is_err());
+        own_connection_header(&mut answer, true).unwrap();
+        assert_eq!(answer, outside);
+        assert!(own_connection_header(&mut b"HTTP/1.1 200 OK\r\n".to_vec(), true).is_err());
+    }
+
+    fn limits() -> Limits {
+        let none = Duration::ZERO;
+        Limits {
+            connections_max: 3,
+            per_address_max: 2,
+            body_bytes_max: 1,
+            receive: none,
+            idle: none,
+            work: none,
+            send: none,
+        }
     }
 
     #[test]
     fn places_are_bounded_for_all_and_for_each() {
-        let limits = Limits {
-            connections_max: 3,
-            per_address_max: 2,
-            body_bytes_max: 1,
-            receive: Duration::ZERO,
-            idle: Duration::ZERO,
-            work: Duration::ZERO,
-            send: Duration::ZERO,
-        };
         let inside = Inside { name: Vec::new(), key: String::new() };
-        let gate = Arc::new(Gate::new(limits, inside, Arc::default(), Arc::new(|_| {})));
+        let gate = Arc::new(Gate::new(limits(), inside, Arc::default(), Arc::new(|_| {})));
         let [one, other, third] = [1, 2, 3].map(|it| IpAddr::from([127, 0, 0, it]));
         let first = gate.take_place(one).unwrap();
         let second = gate.take_place(one).unwrap();
@@ -429,6 +436,15 @@ mod tests {
         drop((second, third_place));
         gate.wait_until_empty(Duration::from_secs(60));
         assert!(began.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn fewer_places_are_shared_as_before() {
+        for (per_address_max, cut) in [(256, 120), (512, 240), (1, 1)] {
+            let mut limits = Limits { connections_max: 512, per_address_max, ..limits() };
+            limits.cut(240);
+            assert_eq!((limits.connections_max, limits.per_address_max), (240, cut));
+        }
     }
 
     #[test]

@@ -42,6 +42,8 @@ const WORK_TIMEOUT: Duration = Duration::from_secs(5);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Stack of a request's thread, in bytes.
 const STACK_BYTES: usize = 256 * 1024;
+/// Largest body, in bytes, of a request past the gate that still gets its refusal.
+const FORGED_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Longest `X-Broker-API-Request-Identity` that is repeated, in bytes.
 const IDENTITY_BYTES_MAX: usize = 255;
 
@@ -100,7 +102,7 @@ impl Api {
         spawn("accept", move || door.accept(&listener))?;
         spawn("waiters", with_desk(Desk::watch_tasks))?;
         spawn("catalog", with_desk(Desk::keep_catalog))?;
-        spawn("server", move || give_up(&serve(server, &server_desk, &key)))?;
+        spawn("server", move || give_up(&serve(server, &server_desk, &key, &give_up)))?;
         Ok(Api { address, gate, desk })
     }
 
@@ -120,14 +122,14 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String>
 
 /// Takes requests from tiny_http until it fails; says why. The server is never dropped: on a
 /// socket without a path that panics.
-fn serve(server: tiny_http::Server, desk: &Arc<Desk>, key: &str) -> String {
+fn serve(server: tiny_http::Server, desk: &Arc<Desk>, key: &str, give_up: &Arc<GiveUp>) -> String {
     let server = std::mem::ManuallyDrop::new(server);
     loop {
         match server.recv() {
             Ok(request) => {
-                let (desk, key) = (Arc::clone(desk), key.to_owned());
+                let (desk, key, give_up) = (Arc::clone(desk), key.to_owned(), Arc::clone(give_up));
                 // Bounded by the gate: each connection has one request at a time.
-                let answer = move || answer(&desk, &key, request);
+                let answer = move || answer(&desk, &key, &*give_up, request);
                 if let Err(err) = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(answer) {
                     log::error!("request dropped, no thread: cause={err}");
                 }
@@ -138,13 +140,19 @@ fn serve(server: tiny_http::Server, desk: &Arc<Desk>, key: &str) -> String {
 }
 
 /// Answers one request, if it came through the gate, and logs it.
-fn answer(desk: &Desk, key: &str, mut request: tiny_http::Request) {
+fn answer(desk: &Desk, key: &str, give_up: &GiveUp, mut request: tiny_http::Request) {
     let header = |name: &'static str| {
         let found = request.headers().iter().find(|it| it.field.equiv(name));
         found.map(|it| it.value.as_str().to_owned())
     };
     if header(KEY_HEADER).as_deref() != Some(key) {
         log::warn!("request refused: it did not come through the gate");
+        if request.body_length().is_some_and(|it| it > FORGED_BODY_BYTES_MAX) {
+            // Dropped, it would make a buffer as large as the body was said to be, and abort the process
+            // where there is no such memory (equal_reader.rs of tiny_http). Kept, it holds a thread.
+            std::mem::forget(request);
+            return give_up("somebody else announced a large body to the server behind the gate");
+        }
         return respond(request, Reply::error(403, None, "forbidden"));
     }
     let (began, peer) = (Instant::now(), header(PEER_HEADER).unwrap_or_default());

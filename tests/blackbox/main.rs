@@ -13,6 +13,7 @@
 mod cloud;
 mod crash;
 mod database;
+mod door;
 mod faults;
 mod hardship;
 mod lifecycle;
