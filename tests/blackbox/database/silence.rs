@@ -9,8 +9,9 @@ use crate::proxy::{Fault, Point, steps_of_a_request, steps_of_a_task};
 const STATEMENT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// The default of `DATABASE_CONNECTIONS`.
 const CONNECTIONS: usize = 8;
-/// Calls that may hang at most (README, "Limits that are not settings").
-const HANGING_MAX: usize = 32;
+/// Calls that may hang at most when a silence begins: as many as make the database count as silent, in two
+/// waves.
+const HANGING_MAX: usize = 2 * 8;
 /// Threads that a client's connection may take: at the door, at the inner server, for the request.
 const THREADS_EACH: usize = 3;
 /// Descriptors that it may take (README, "Operations").
