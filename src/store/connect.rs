@@ -5,17 +5,20 @@
 //! `sslmode` means what it means to lib/pq, the driver of the old broker: left out it is
 //! `require`, encrypted but unverified; `require` with `sslrootcert` verifies the chain.
 //!
-//! Sources: PostgreSQL manual, "Connection Strings" and "SSL Support"; lib/pq documentation.
+//! Sources: PostgreSQL manual, "Connection Strings", "SSL Support" and "Message Formats" (SSLRequest);
+//! lib/pq documentation.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use postgres::config::Host;
 use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 use postgres::{Client, Config, NoTls, Socket};
 use rustls::pki_types::ServerName;
@@ -35,6 +38,11 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often in vain before it counts as broken.
 const KEEPALIVE_RETRIES: u32 = 3;
+
+/// The message SSLRequest: its length and its code, each in four bytes.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+/// Where PostgreSQL listens if nothing else is said.
+const DEFAULT_PORT: u16 = 5432;
 
 /// Parameters that rust-postgres understands by itself.
 const KNOWN_PARAMETERS: [&str; 15] = [
@@ -130,6 +138,51 @@ impl Target {
         client.batch_execute(&self.session)?;
         Ok(client)
     }
+
+    /// Whether a server answers a knock within `limit`. Leaves nothing behind that hangs, as a
+    /// connection of the client library does: that one waits for its server for ever.
+    pub(super) fn answers(&self, limit: Duration) -> bool {
+        let (hosts, addresses, ports) =
+            (self.config.get_hosts(), self.config.get_hostaddrs(), self.config.get_ports());
+        let doors: Vec<Option<(String, u16)>> = hosts
+            .iter()
+            .enumerate()
+            .map(|(number, host)| {
+                let port = ports.get(number).or(ports.first()).copied().unwrap_or(DEFAULT_PORT);
+                match (host, addresses.get(number)) {
+                    (_, Some(address)) => Some((address.to_string(), port)),
+                    (Host::Tcp(name), None) => Some((name.clone(), port)),
+                    (Host::Unix(_), None) => None, // on this machine: taken for awake
+                }
+            })
+            .collect();
+        let (answer, answered) = mpsc::channel();
+        // A thread of its own, since looking up a name has no limit that we could set.
+        let knocking = std::thread::Builder::new().name("knock".into()).spawn(move || {
+            let awake = doors.iter().any(|it| it.as_ref().is_none_or(|door| knock(door, limit).is_ok()));
+            if answer.send(awake).is_err() {
+                log::debug!("the database answered a knock too late: awake={awake}");
+            }
+        });
+        knocking.is_ok() && answered.recv_timeout(limit).unwrap_or(false)
+    }
+}
+
+/// Asks for encryption: a server answers with one byte, whatever it thinks of it.
+fn knock((host, port): &(String, u16), limit: Duration) -> io::Result<()> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in (host.as_str(), *port).to_socket_addrs()? {
+        let answered = TcpStream::connect_timeout(&address, limit).and_then(|mut socket| {
+            socket.set_read_timeout(Some(limit))?;
+            socket.write_all(&SSL_REQUEST)?;
+            socket.read_exact(&mut [0])
+        });
+        match answered {
+            Ok(()) => return Ok(()),
+            Err(err) => last = err,
+        }
+    }
+    Err(last)
 }
 
 /// What `sslmode` asks for.
@@ -332,5 +385,25 @@ mod tests {
             let complaint = parse(url).err().unwrap_or_else(|| panic!("{url} was accepted"));
             assert!(!complaint.contains("hush"), "{complaint}");
         }
+    }
+
+    #[test]
+    fn only_a_server_that_answers_is_awake() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let limit = Duration::from_millis(200);
+        let target = parse(&format!("postgres://u@{address}/d?sslmode=disable")).unwrap();
+        assert!(!target.answers(limit), "it accepts and says nothing");
+        let answering = std::thread::spawn(move || {
+            let mut asked = [0; 8];
+            for mut socket in listener.incoming().skip(1).take(1).map_while(Result::ok) {
+                socket.read_exact(&mut asked).unwrap();
+                socket.write_all(b"N").unwrap();
+            }
+            asked
+        });
+        assert!(target.answers(Duration::from_secs(10)));
+        assert_eq!(answering.join().unwrap(), SSL_REQUEST);
+        assert!(!target.answers(limit), "nobody listens");
     }
 }

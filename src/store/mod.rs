@@ -107,10 +107,12 @@ impl std::fmt::Display for StoreError {
 const GRACE: Duration = Duration::from_secs(5);
 /// Calls that may hang at once before the database counts as silent.
 const ABANDONED_MAX: usize = 8;
-/// Calls that may hang at most, those included that look whether the database is back.
-const PROBES_MAX: usize = 32;
-/// How often it is looked.
+/// Calls that may hang at most beside a whole pool: those let through because a knock was answered.
+const PROBES_MAX: usize = 24;
+/// How often it is knocked to see whether the database is back.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a knock may take.
+const KNOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection idle for longer is tried before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long trying it may take.
@@ -138,7 +140,7 @@ struct Shared {
     abandoned: AtomicUsize,
     /// Whether the last call that ended was given up on.
     is_silent: AtomicBool,
-    /// When a call was last let through to see whether the database is back.
+    /// When it was last knocked to see whether the database is back.
     probed: Mutex<Instant>,
 }
 
@@ -281,9 +283,9 @@ impl Store {
     /// An idle connection, or a new one while that is allowed.
     fn take(&self) -> Result<Connection, StoreError> {
         let deadline = Instant::now() + GRACE;
-        let mut pool = self.pool();
         loop {
             self.refuse_while_silent()?; // each time: it may have fallen silent while we waited
+            let mut pool = self.pool();
             if let Some(connection) = pool.idle.pop() {
                 return Ok(connection);
             }
@@ -296,7 +298,7 @@ impl Store {
             if left.is_zero() {
                 return Err(StoreError::Busy);
             }
-            pool = self.0.returned.wait_timeout(pool, left).unwrap_or_else(PoisonError::into_inner).0;
+            drop(self.0.returned.wait_timeout(pool, left).unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -312,18 +314,21 @@ impl Store {
         self.0.returned.notify_all();
     }
 
-    /// While too many calls hang and none was answered since, only a call now and then is let through.
+    /// While too many calls hang and none was answered since, only a call now and then is let through,
+    /// and only when the server answers a knock: on a silent one it would hang like the others.
     fn refuse_while_silent(&self) -> Result<(), StoreError> {
         let hanging = self.0.abandoned.load(Ordering::Relaxed);
-        if hanging < ABANDONED_MAX || (hanging < PROBES_MAX && !self.0.is_silent.load(Ordering::Relaxed)) {
+        let is_full = hanging >= self.0.connections_max + PROBES_MAX;
+        if hanging < ABANDONED_MAX || !(is_full || self.0.is_silent.load(Ordering::Relaxed)) {
             return Ok(());
         }
         let mut probed = self.0.probed.lock().unwrap_or_else(PoisonError::into_inner);
-        if hanging >= PROBES_MAX || probed.elapsed() < PROBE_INTERVAL {
+        if is_full || probed.elapsed() < PROBE_INTERVAL {
             return Err(StoreError::Silent);
         }
         *probed = Instant::now();
-        Ok(())
+        drop(probed);
+        if self.0.target.answers(KNOCK_TIMEOUT) { Ok(()) } else { Err(StoreError::Silent) }
     }
 
     /// The pool. A panic elsewhere cannot leave it half changed.

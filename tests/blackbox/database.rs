@@ -111,8 +111,11 @@ fn a_slow_database_is_slow_and_no_more() {
     timed("deprovision", &[202], &|| api.deprovision("b", BASIC));
     // Each statement takes longer than a statement may.
     proxy.turn(Mood::Slow(STATEMENT_TIMEOUT.mul_f32(1.5)));
-    timed("provision, too slow", &[503], &|| api.provision("c", BASIC));
-    timed("bind, too slow", &[503], &|| api.put(&binding_at("a", "c"), &bind_body(BASIC)));
+    std::thread::scope(|scope| {
+        scope.spawn(|| timed("provision, too slow", &[503], &|| api.provision("c", BASIC)));
+        scope
+            .spawn(|| timed("bind, too slow", &[503], &|| api.put(&binding_at("a", "c"), &bind_body(BASIC))));
+    });
     proxy.turn(Mood::Open);
     wait_until_ready(&api);
     // The server itself is slow: somebody else holds the row.

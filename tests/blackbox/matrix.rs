@@ -92,7 +92,7 @@ fn run(case: &Case, clean: &str) {
         }
         Place::Sql(point) => {
             let fault = match case.mode {
-                Mode::Killed => proxy::Fault::Mute,
+                Mode::Killed => proxy::Fault::Swallow,
                 Mode::TakenOver => proxy::Fault::Hold,
                 Mode::Reset | Mode::Refused | Mode::DatabaseCut => proxy::Fault::After,
             };

@@ -44,10 +44,10 @@ pub(crate) enum Fault {
     After,
     /// It reaches the server so much later.
     Delay(Duration),
-    /// From here on the connection is silent for ever.
+    /// It never reaches the server; from here on the connection is silent for ever.
     Hang,
-    /// The server carries it out; its answer never comes, and nothing after it.
-    Mute,
+    /// The server carries it out; instead of answering, the connection is silent for ever.
+    Swallow,
     /// It reaches the server when [`Proxy::release`] says so.
     Hold,
 }
@@ -100,8 +100,8 @@ struct Link {
     asked: AtomicUsize,
     /// The number of the one among them whose answer is withheld; 0: of none.
     withheld: AtomicUsize,
-    /// The connection falls silent then, instead of being cut.
-    mutes: AtomicBool,
+    /// Whether it is silent instead, and not cut.
+    swallowed: AtomicBool,
 }
 
 impl Proxy {
@@ -218,8 +218,9 @@ fn accept(listener: &TcpListener, target: &str, shared: &Arc<Shared>) {
             socket.set_nodelay(true).unwrap();
         }
         let (asked, withheld) = (AtomicUsize::new(1), AtomicUsize::new(0)); // the start-up is answered too
-        let (shared, silent, mutes) = (Arc::clone(shared), AtomicBool::new(false), AtomicBool::new(false));
-        let link = Arc::new(Link { number, client, server, shared, silent, asked, withheld, mutes });
+        let (silent, swallowed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Arc::clone(shared);
+        let link = Arc::new(Link { number, client, server, shared, silent, asked, withheld, swallowed });
         let mut state = link.shared.lock();
         if state.ended || state.mood == Mood::Down {
             link.cut();
@@ -391,8 +392,8 @@ impl Link {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             // carried out by the side that sees the server's answer
-            Fault::After | Fault::Mute => {
-                self.mutes.store(fault == Fault::Mute, Ordering::SeqCst);
+            Fault::After | Fault::Swallow => {
+                self.swallowed.store(fault == Fault::Swallow, Ordering::SeqCst);
                 self.withheld.store(self.asked.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
             }
             Fault::Delay(delay) => {
@@ -432,7 +433,7 @@ impl Link {
             let is_withheld = self.withheld.load(Ordering::SeqCst) == answered + 1;
             if message.kind == b'Z' {
                 answered += 1;
-                if is_withheld && self.mutes.load(Ordering::SeqCst) {
+                if is_withheld && self.swallowed.load(Ordering::SeqCst) {
                     self.shared.strike(|| self.fall_silent());
                 } else if is_withheld {
                     self.shared.strike(|| self.cut());

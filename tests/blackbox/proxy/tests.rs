@@ -119,17 +119,20 @@ fn a_delay_holds_up_one_statement_and_slowness_all() {
 }
 
 #[test]
-fn a_hanging_statement_never_reaches_the_server() {
-    let (database, proxy) = with_table();
-    let mut client = connect(&proxy);
-    proxy.arm(Point::Name("insert tasks#1".to_owned()), Fault::Hang);
-    let hanging = std::thread::spawn(move || insert(&mut client).is_err());
-    proxy.wait_until_struck(PATIENCE);
-    insert(&mut connect(&proxy)).unwrap(); // other connections are as before
-    assert!(!hanging.is_finished());
-    drop(proxy);
-    assert!(hanging.join().unwrap());
-    assert_eq!(rows(&database), "1");
+fn a_hanging_statement_never_reaches_the_server_and_a_swallowed_one_does() {
+    for (fault, expected) in [(Fault::Hang, "1"), (Fault::Swallow, "2")] {
+        let (database, proxy) = with_table();
+        let mut client = connect(&proxy);
+        proxy.arm(Point::Name("commit#1".to_owned()), fault);
+        let hanging = std::thread::spawn(move || insert(&mut client).is_err());
+        proxy.wait_until_struck(PATIENCE);
+        insert(&mut connect(&proxy)).unwrap(); // other connections are as before
+        assert!(!hanging.is_finished(), "{fault:?}");
+        assert_eq!(rows(&database), expected, "{fault:?}");
+        drop(proxy);
+        assert!(hanging.join().unwrap(), "{fault:?}");
+        assert_eq!(rows(&database), expected, "{fault:?}");
+    }
 }
 
 #[test]
