@@ -10,6 +10,7 @@
     reason = "a test that cannot go on fails, and reads its environment itself"
 )]
 
+mod chaos;
 mod cloud;
 mod crash;
 mod database;

@@ -371,6 +371,11 @@ impl Api {
 
     /// Sends a request with these bytes as its body.
     pub(crate) fn send(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        self.try_send(method, path, body).unwrap_or_else(|err| panic!("{method} {path}: {err}"))
+    }
+
+    /// The same, where an api that is gone is to be expected.
+    pub(crate) fn try_send(&self, method: &str, path: &str, body: &[u8]) -> Result<Answer, ureq::Error> {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .allow_non_standard_methods(true)
@@ -383,9 +388,9 @@ impl Api {
             request = request.header(name, value);
         }
         let request = request.body(body).unwrap();
-        let mut response = agent.run(request).unwrap_or_else(|err| panic!("{method} {path}: {err}"));
-        let text = response.body_mut().read_to_string().unwrap();
-        Answer {
+        let mut response = agent.run(request)?;
+        let text = response.body_mut().read_to_string()?;
+        Ok(Answer {
             status: response.status().as_u16(),
             headers: response
                 .headers()
@@ -394,7 +399,7 @@ impl Api {
                 .collect(),
             json: serde_json::from_str(&text).unwrap_or(Value::Null),
             text,
-        }
+        })
     }
 
     /// GET.

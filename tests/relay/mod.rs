@@ -24,6 +24,7 @@ mod refusal;
 mod strict;
 mod stuffing;
 mod tls;
+mod weather;
 mod wire;
 
 use std::collections::{HashMap, HashSet};
@@ -38,6 +39,7 @@ pub(crate) use faults::{Fault, Point, When, names};
 use refusal::Refusal;
 use stuffing::Stuffing;
 pub(crate) use tls::Authority;
+pub(crate) use weather::Weather;
 use wire::{Answer, Request};
 
 /// How long the emulator may take for an answer.
@@ -105,6 +107,8 @@ struct State {
     violations: Vec<String>,
     /// What AWS would know.
     account: Account,
+    /// What goes wrong by chance.
+    weather: Option<Weather>,
     /// Buckets with more in them than the emulator holds.
     stuffed: HashMap<String, Stuffing>,
 }
@@ -134,10 +138,16 @@ impl Relay {
         self.shared.lock().plans.push((point, when, fault));
     }
 
+    /// From now on things go wrong by chance, and nothing is fast.
+    pub(crate) fn turn(&self, weather: Weather) {
+        self.shared.lock().weather = Some(weather);
+    }
+
     /// Nothing more goes wrong.
     pub(crate) fn calm_down(&self) {
         let mut state = self.shared.lock();
         state.plans.clear();
+        state.weather = None;
         state.refuse_new_keys = Duration::ZERO;
         state.latency = Duration::ZERO;
     }
@@ -315,7 +325,13 @@ impl Shared {
             eprintln!("relay: {}#{occurrence} {about}", call.operation);
         }
         let meant = state.plans.iter().filter(|(point, _, _)| point.is(&call.operation, number, occurrence));
-        meant.map(|(_, when, fault)| Planned { when: *when, fault: fault.clone() }).collect()
+        let mut plans: Vec<Planned> =
+            meant.map(|(_, when, fault)| Planned { when: *when, fault: fault.clone() }).collect();
+        if let Some(weather) = &mut state.weather {
+            let of_weather = weather.strike(call);
+            plans.extend(of_weather.into_iter().map(|(when, fault)| Planned { when, fault }));
+        }
+        plans
     }
 
     /// Lets a planned fault happen; `None` when the call goes on after it.
