@@ -11,6 +11,8 @@ use crate::proxy::{Fault, Filter, Point, steps_of_a_request, steps_of_a_task};
 
 /// Cases that run side by side.
 const SIDE_BY_SIDE: usize = 6;
+/// Nothing here waits for a limit; a machine with much else to do shall not meet one.
+const NO_HURRY: (&str, &str) = ("STATEMENT_TIMEOUT_SECONDS", "20");
 
 /// Runs `test` for each number, several at once.
 fn for_each(numbers: RangeInclusive<usize>, test: impl Fn(usize) + Sync) {
@@ -61,7 +63,7 @@ const REQUESTS: [Request; 3] = [
 
 /// A ready api behind a proxy that counts the statements of requests, with an instance `old`.
 fn ready() -> (Setup, Proxy, Broker) {
-    let (setup, proxy) = behind_proxy(&[]);
+    let (setup, proxy) = behind_proxy(&[NO_HURRY]);
     let api = setup.api(&[]);
     add_available(&setup, "old");
     count(&proxy, steps_of_a_request);
@@ -117,7 +119,7 @@ fn a_deprovision_request_cut_at_any_statement_can_be_sent_again() {
 
 /// A setup whose worker alone reaches its database through a proxy that counts the steps of tasks.
 fn worker_behind_proxy() -> (Setup, Proxy, Broker) {
-    let (setup, proxy) = behind_proxy(&[("LEASE_SECONDS", "4"), ("WORKER_THREADS", "1")]);
+    let (setup, proxy) = behind_proxy(&[NO_HURRY, ("LEASE_SECONDS", "4"), ("WORKER_THREADS", "1")]);
     let direct = setup.database.url().to_owned();
     let setup = setup.with("DATABASE_URL", &direct);
     let api = setup.api(&[]);
