@@ -47,16 +47,24 @@ fn a_flood_beyond_the_descriptors_leaves_no_trace() {
 fn a_server_without_room_for_its_threads_ends_the_process() {
     let setup = Setup::new();
     let mut target = Target::gate(&setup, "true");
-    // less than a thread of tiny_http's takes, enough for a few of the gate's own
-    let bytes = (target.memory("VmSize") + 2) << 20;
-    let (pid, limit) = (target.process.pid().to_string(), format!("--as={bytes}"));
-    assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
-    let inside = private_socket(&target); // through the gate this would take threads of the gate's, too
-    let held: Vec<_> = (0..40).map_while(|_| UnixStream::connect_addr(&inside).ok()).collect();
+    let inside = private_socket(&target); // through the gate each would take threads of the gate's, too
+    let (before, mut held) = (target.level().threads, Vec::new());
+    eventually("all waiting threads of tiny_http are taken", PATIENCE, || {
+        held.push(UnixStream::connect_addr(&inside).unwrap());
+        (target.level().threads >= before + 10).then_some(())
+    });
+    let limit_memory = |limit: String| {
+        let pid = target.process.pid().to_string();
+        let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--as={limit}:")]).status();
+        assert!(limited.unwrap().success());
+    };
+    limit_memory(((target.memory("VmSize") + 1) << 20).to_string()); // a thread of tiny_http's takes 2 MiB
+    held.push(UnixStream::connect_addr(&inside).unwrap());
+    target.process.wait_for_log("failed to spawn thread");
+    limit_memory("unlimited".to_owned()); // the memory is back, tiny_http is not
     eventually("the process ends", Duration::from_secs(25), || {
         drop(target.is_up()); // the door finds out when somebody asks
         target.process.has_ended().then_some(())
     });
-    eprintln!("ended with {} connections to tiny_http", held.len());
     assert_eq!(target.process.exit_code(), Some(EXIT_BROKEN));
 }
