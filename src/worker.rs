@@ -11,6 +11,7 @@
 mod lease;
 mod retry;
 mod settle;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,8 +36,6 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often settling is tried while the database is away.
 const SETTLE_TRIES: u32 = 5;
-/// How often old instances whose bucket AWS did not show are asked for again.
-const PLACE_INTERVAL: Duration = Duration::from_secs(60);
 /// The longest that a call may take: a worker that is told to end waits for it.
 const CALL_DEADLINE_MAX: Duration = Duration::from_secs(15);
 /// Parts of a lease: it is renewed after one of them, and a call takes one at most.
@@ -134,6 +133,7 @@ impl Worker {
             shop.introduce();
             shop.place_old_instances();
         })?;
+        worker.spawn("upkeep".to_owned(), &shop, Shop::keep_house)?;
         Ok(worker)
     }
 
@@ -243,50 +243,6 @@ impl Shop {
             Verdict::Snooze(delay) => Next::Snooze { delay, public },
             Verdict::GiveUp if RetryPolicy::of(&claim.kind).attempts_max == u32::MAX => retry(),
             Verdict::GiveUp => Next::GiveUp { public, cause },
-        }
-    }
-
-    /// Says who we are to AWS: wrong keys show at the start, not with the first customer.
-    fn introduce(&self) {
-        let caller = self.aws.caller(&self.settings.credentials, self.stop.as_ref());
-        match (caller.get_caller_identity(), &self.settings.account_id) {
-            (Ok(us), Some(wanted)) if us.account != *wanted => {
-                log::error!(
-                    "AWS_ACCOUNT_ID is {wanted}, but the keys are of another account: arn={}",
-                    us.arn
-                );
-            }
-            (Ok(us), _) => log::info!("known to AWS: arn={}", us.arn),
-            (Err(err), _) => log::warn!("not known to AWS, tasks will wait: cause={err}"),
-        }
-    }
-
-    /// Asks AWS where the buckets of the old broker are, and writes it down, until all are known.
-    fn place_old_instances(&self) {
-        while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
-        while !self.stop.is_set() {
-            match self.store.transaction(|tx| tx.unplaced_instances()) {
-                Ok(unplaced) if unplaced.is_empty() => return,
-                Ok(unplaced) => self.place_instances(unplaced),
-                Err(err) => log::warn!("old instances not looked at: cause={err}"),
-            }
-            self.stop.wait(PLACE_INTERVAL);
-        }
-    }
-
-    /// Asks for each of these once.
-    fn place_instances(&self, unplaced: Vec<(String, String)>) {
-        for (id, bucket) in unplaced {
-            let caller = self.aws.caller(&self.settings.credentials, self.stop.as_ref());
-            let written = steps::find_bucket(&caller, &self.aws, &bucket).map(|place| {
-                let id = id.clone();
-                self.store.transaction(move |tx| tx.place_instance(&id, &place))
-            });
-            match written {
-                Ok(Ok(())) => log::info!("old instance completed: instance={id:?} bucket={bucket}"),
-                Ok(Err(err)) => log::warn!("old instance not completed: instance={id:?} cause={err}"),
-                Err(err) => log::warn!("old instance not completed: instance={id:?} cause={err}"),
-            }
         }
     }
 

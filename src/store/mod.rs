@@ -20,6 +20,7 @@ mod instances;
 mod listen;
 mod schema;
 mod tasks;
+mod upkeep;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};

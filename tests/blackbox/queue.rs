@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use postgres::Client;
 use postgres::types::Type;
 
+use crate::relay::{Fault, Point, When};
 use crate::support::*;
 
 /// The statement out of the source, so that what is tried is what is shipped.
@@ -195,4 +196,124 @@ fn two_workers_run_every_task_once() {
         api.remove(&number.to_string(), BASIC);
     }
     assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}
+
+/// How long the leases of the tests below last.
+const LEASE: Duration = Duration::from_secs(4);
+
+/// Tasks of a kind that this version does not know end at once: what is left is the queue's own work.
+fn drain(workers: usize, tasks: usize) -> Duration {
+    let setup = Setup::new().with("WORKER_THREADS", "4");
+    setup.database.connect().batch_execute(include_str!("../../schema.sql")).unwrap();
+    let fill = format!(
+        "insert into resources (id, name, plan, status) select n::text, 'n' || n, '{BASIC}', 'available'
+             from generate_series(1, {tasks}) n;
+         insert into tasks (task, resource, action, run_at) select gen_random_uuid(), id, 'nothing', now() + interval '1 day'
+             from resources;"
+    );
+    setup.database.connect().batch_execute(&fill).unwrap();
+    let mut running: Vec<Broker> = (0..workers).map(|_| setup.worker()).collect();
+    let began = Instant::now();
+    setup
+        .database
+        .connect()
+        .batch_execute("update tasks set run_at = now(); notify servicebroker_due")
+        .unwrap();
+    let left = "select 'some' from tasks where status in ('pending', 'started') limit 1";
+    eventually("all tasks have ended", PATIENCE * 2, || setup.database.text(left).is_none().then_some(()));
+    let took = began.elapsed();
+    let runs = "select string_agg(distinct status || ' ' || retries, ',') from tasks";
+    assert_eq!(setup.database.text(runs).as_deref(), Some("failed 1"));
+    let mut logged = Vec::new();
+    for worker in &mut running {
+        assert_eq!(worker.terminate(), Some(0));
+        let log = worker.log();
+        logged.extend(
+            log.lines().filter_map(|it| it.split_once("given up: task=")).map(|it| it.1[..36].to_owned()),
+        );
+    }
+    assert_eq!(logged.len(), tasks);
+    logged.sort();
+    logged.dedup();
+    assert_eq!(logged.len(), tasks, "a task ran twice");
+    took
+}
+
+#[test]
+fn a_thousand_tasks_run_once_each_on_one_worker_and_on_two() {
+    for workers in [1, 2] {
+        let took = drain(workers, 1_000);
+        eprintln!("1,000 tasks, {workers} workers of 4 threads: {:.0} tasks/s", 1_000.0 / took.as_secs_f64());
+    }
+}
+
+#[test]
+fn a_dead_workers_task_runs_again_two_seconds_after_its_lease_at_the_latest() {
+    let relay = relay();
+    relay.plan(Point::Named("CreateBucket".to_owned(), 1), When::After, Fault::Hang);
+    let setup = Setup::new()
+        .with("WAIT_SECONDS", "0")
+        .with("LEASE_SECONDS", &LEASE.as_secs().to_string())
+        .through(&relay);
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    assert_eq!(api.provision("one", BASIC).status, 202);
+    relay.wait_until_struck(1, PATIENCE);
+    let _other = setup.worker();
+    worker.kill();
+    let began = Instant::now();
+    let again = "select 'yes' from tasks where action = 'provision' and retries = 2";
+    eventually("it runs again", PATIENCE, || setup.database.text(again));
+    let took = began.elapsed();
+    eprintln!("running again {took:?} after kill -9, the lease is {LEASE:?}");
+    assert!(took <= LEASE + Duration::from_secs(2), "{took:?}");
+    api.wait_for_state("one", "succeeded");
+    api.remove("one", BASIC);
+}
+
+#[test]
+fn a_task_of_a_worker_that_is_told_to_end_runs_again_within_five_seconds() {
+    let relay = relay();
+    relay.slow_down(Duration::from_millis(300));
+    let setup = Setup::new().with("WAIT_SECONDS", "0").through(&relay);
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    assert_eq!(api.provision("one", SHIELD_VERSIONED).status, 202);
+    let taken =
+        |by: &str| format!("select worker from tasks where action = 'provision' and worker is not null{by}");
+    let first = eventually("it is taken", PATIENCE, || setup.database.text(&taken("")));
+    let _other = setup.worker();
+    let began = Instant::now();
+    assert_eq!(worker.terminate(), Some(0));
+    let by_another = taken(&format!(" and worker <> '{first}'"));
+    eventually("another has it", PATIENCE, || setup.database.text(&by_another));
+    let took = began.elapsed();
+    eprintln!("running again {took:?} after SIGTERM");
+    assert!(took <= Duration::from_secs(5), "{took:?}");
+    api.wait_for_state("one", "succeeded");
+    relay.calm_down();
+    api.remove("one", SHIELD_VERSIONED);
+}
+
+#[test]
+fn tasks_of_a_month_ago_go_but_what_last_operation_is_answered_from() {
+    let setup = Setup::new();
+    let database = &setup.database;
+    setup.database.connect().batch_execute(include_str!("../../schema.sql")).unwrap();
+    let fill = format!(
+        "insert into resources (id, name, plan, status) values ('one', 'n', '{BASIC}', 'available');
+         insert into tasks (task, resource, action, status, result, finished, created)
+             select gen_random_uuid(), 'one', action, state::task_status, action || ' ' || age,
+                 now() - make_interval(days => age), now() - make_interval(days => age)
+             from unnest(array['provision', 'delete', 'sweep']) action, unnest(array[29, 31, 90]) age,
+                 unnest(array['finished']) state;
+         insert into tasks (task, resource, action, status, result, created)
+             values (gen_random_uuid(), 'one', 'nothing', 'started', 'taken by others', now());
+         update tasks set started = now() where status = 'started';
+         delete from tasks where result = 'provision 29';"
+    );
+    database.connect().batch_execute(&fill).unwrap();
+    let worker = setup.worker();
+    let kept = "select string_agg(result, ', ' order by result) from tasks where not deleted";
+    let expected = "delete 29, provision 31, sweep 29, taken by others";
+    eventually("old ones go", PATIENCE, || (database.text(kept)? == expected).then_some(()));
+    worker.wait_for_log("another broker's worker has taken tasks");
 }

@@ -1,0 +1,44 @@
+//! What the tables need now and then: tasks that nobody will ask for go, and somebody looks whether the
+//! Go broker still writes into them.
+
+use postgres::types::Type;
+
+use super::{Store, StoreError};
+
+/// How many tasks go in one transaction.
+const SLICE: i64 = 1_000;
+
+/// Takes settled tasks out of sight after a month. `$1` is how many at most.
+///
+/// The newest provision and delete of each instance stay: `last_operation` and repeated requests are
+/// answered from them.
+const PURGE: &str = "
+    update tasks set deleted = true
+    where task in (
+        select t.task from tasks t
+        where not t.deleted and t.status in ('finished', 'failed')
+          and coalesce(t.finished, t.updated) < now() - interval '30 days'
+          and (t.action not in ('provision', 'delete') or exists (
+            select 1 from tasks n
+            where n.resource = t.resource and n.action = t.action and not n.deleted
+              and (n.created, n.task) > (t.created, t.task)))
+        limit $1
+        for update skip locked)";
+
+/// Tasks that the Go broker's worker has taken lately: it never says who it is.
+const TAKEN_BY_OTHERS: &str = "
+    select count(*) from tasks
+    where not deleted and status = 'started' and worker is null and started > now() - interval '1 hour'";
+
+impl Store {
+    /// Takes a slice of old tasks out of sight; false when there is no more of them.
+    pub(crate) fn purge_tasks(&self) -> Result<bool, StoreError> {
+        let purged = self.transaction(|tx| tx.execute(PURGE, &[(&SLICE, Type::INT8)]))?;
+        Ok(i64::try_from(purged).unwrap_or(SLICE) >= SLICE)
+    }
+
+    /// How many tasks a worker that is none of ours has taken within the hour.
+    pub(crate) fn tasks_of_others(&self) -> Result<i64, StoreError> {
+        self.transaction(|tx| Ok(tx.query_one(TAKEN_BY_OTHERS, &[])?.try_get(0)?))
+    }
+}
