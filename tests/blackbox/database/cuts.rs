@@ -1,36 +1,10 @@
 //! A connection is cut at each single statement of a request or of a task.
 
-use std::ops::RangeInclusive;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use serde_json::Value;
-
 use super::*;
 use crate::proxy::{Fault, Filter, Point, steps_of_a_request, steps_of_a_task};
 
-/// Cases that run side by side.
-const SIDE_BY_SIDE: usize = 6;
 /// Nothing here waits for a limit; a machine with much else to do shall not meet one.
 const NO_HURRY: (&str, &str) = ("STATEMENT_TIMEOUT_SECONDS", "20");
-
-/// Runs `test` for each number, several at once.
-fn for_each(numbers: RangeInclusive<usize>, test: impl Fn(usize) + Sync) {
-    let next = AtomicUsize::new(*numbers.start());
-    std::thread::scope(|scope| {
-        for _ in 0..SIDE_BY_SIDE {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if !numbers.contains(&number) {
-                        return;
-                    }
-                    test(number);
-                }
-            });
-        }
-    });
-}
 
 /// What the database holds, as far as two runs of the same must agree.
 fn state(setup: &Setup) -> String {
@@ -83,7 +57,7 @@ fn cut_everywhere(request: &Request) {
     eprintln!("{}: {} statements: {points:?}", request.name, points.len());
     assert!(points.len() > 3 && points.last().is_some_and(|it| it == "commit#1"), "{points:?}");
     drop((api, proxy, setup));
-    for_each(0..=points.len() * 2 - 1, |number| {
+    for_each(0..points.len() * 2, |number| {
         let fault = if number % 2 == 0 { Fault::Before } else { Fault::After };
         let point = &points[number / 2];
         let case = format!("{} cut {fault:?} {point}", request.name);
@@ -128,34 +102,9 @@ fn worker_behind_proxy() -> (Setup, Proxy, Broker) {
     (setup, proxy, api)
 }
 
-/// One bucket, one user and one key for each, and that key is the row's. AWS' command line takes its time,
-/// so the names are asked for once.
-fn check_one_of_each(done: &[(String, Setup)]) {
-    let (buckets, users) = (admin(&["s3api", "list-buckets"]), admin(&["iam", "list-users"]));
-    let named = |list: &Value, of: &str, prefix: &str| -> Vec<String> {
-        let names = list.as_array().unwrap().iter().filter_map(|it| it[of].as_str().map(str::to_owned));
-        names.filter(|it| it.starts_with(&format!("{prefix}-"))).collect()
-    };
-    for (case, setup) in done {
-        let name = setup.database.text("select name from resources").unwrap();
-        assert_eq!(named(&buckets["Buckets"], "Name", &setup.prefix), [name.as_str()], "{case}");
-        assert_eq!(named(&users["Users"], "UserName", &setup.prefix), [name.as_str()], "{case}");
-    }
-    for_each(0..=done.len() - 1, |number| {
-        let (case, setup) = &done[number];
-        let name = setup.database.text("select name from resources").unwrap();
-        let keys = admin(&["iam", "list-access-keys", "--user-name", &name]);
-        let keys: Vec<_> = keys["AccessKeyMetadata"].as_array().unwrap().iter().collect();
-        assert_eq!(keys.len(), 1, "{case}: {keys:?}");
-        let kept = setup.database.text("select username from resources");
-        assert_eq!(keys[0]["AccessKeyId"].as_str(), kept.as_deref(), "{case}");
-    });
-}
-
 /// Cuts the worker of a provision after each of these of its statements.
 fn cut_worker_after(points: &[String], chosen: impl Fn(usize) -> bool + Sync) {
-    let done = Mutex::new(Vec::new());
-    for_each(1..=points.len(), |number| {
+    for_each(1..points.len() + 1, |number| {
         if !chosen(number) {
             return;
         }
@@ -167,9 +116,8 @@ fn cut_worker_after(points: &[String], chosen: impl Fn(usize) -> bool + Sync) {
         proxy.wait_until_struck(PATIENCE);
         api.wait_for_state("one", "succeeded");
         drop((worker, api, proxy));
-        done.lock().unwrap().push((case, setup));
+        setup.check_one_of_each();
     });
-    check_one_of_each(&done.into_inner().unwrap());
 }
 
 #[test]
@@ -203,5 +151,5 @@ fn a_claim_that_was_cut_after_its_commit_is_taken_again_when_its_lease_has_run_o
     api.wait_for_state("one", "succeeded");
     assert_eq!(setup.database.text(claimed).as_deref(), Some("finished 2"));
     drop((worker, api, proxy));
-    check_one_of_each(&[("claim".to_owned(), setup)]);
+    setup.check_one_of_each();
 }
