@@ -157,3 +157,33 @@ fn a_slow_aws_is_waited_for_as_long_as_the_platform_waits() {
     relay.calm_down();
     api.remove("one", SHIELD_VERSIONED);
 }
+
+#[test]
+fn what_cannot_be_deleted_is_named_and_not_looped_over() {
+    let relay = relay();
+    let locked = "<DeleteResult><Error><Key>locked</Key><VersionId>null</VersionId><Code>AccessDenied</Code>\
+         <Message>Access Denied because object protected by object lock.</Message></Error></DeleteResult>";
+    let setup = Setup::new().with("WAIT_SECONDS", "0").through(&relay);
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", VERSIONED);
+    let name = setup.database.text("select name from resources").unwrap();
+    put_object(&name, "locked");
+    relay.plan(Point::Every("DeleteObjects".to_owned()), When::Before, Fault::Status(200, locked.to_owned()));
+    assert_eq!(api.deprovision("one", VERSIONED).status, 202);
+    relay.wait_until_struck(3, PATIENCE);
+    let answer = api.get("/v2/service_instances/one/last_operation");
+    assert_eq!(answer.json["state"], "in progress");
+    let said = answer.json["description"].as_str().unwrap();
+    assert!(said.contains("\"locked\"") && said.contains("AccessDenied"), "{said}");
+    let pause = "select extract(epoch from run_at - now())::text from tasks where action = 'delete'";
+    let pause: f64 = setup.database.text(pause).unwrap().parse().unwrap();
+    assert!(pause > 2.0, "the third try was just now, the next comes in {pause} s");
+    relay.calm_down();
+    setup
+        .database
+        .connect()
+        .batch_execute("update tasks set run_at = now() where action = 'delete'")
+        .unwrap();
+    api.remove("one", VERSIONED);
+    setup.check_nothing_left();
+}
