@@ -19,6 +19,9 @@ const MESSAGE_CHARACTERS_MAX: usize = 200;
 /// How much of a code or request id is kept, in characters.
 const WORD_CHARACTERS_MAX: usize = 100;
 
+/// Stands with the status behind it for the code that an answer lacks.
+const NO_CODE: &str = "Http";
+
 /// Why a call did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AwsError {
@@ -160,7 +163,8 @@ pub(super) enum Class {
     Transient,
     /// Sending it again after a real pause.
     Throttle,
-    /// Waiting until AWS has spread an earlier change: seconds or minutes, so not within a call.
+    /// Waiting: until AWS has spread an earlier change, or something in between lets calls through again.
+    /// Seconds or minutes, so not within a call.
     Wait,
     /// An operator who repairs the broker's key or clock.
     Credentials,
@@ -219,6 +223,8 @@ fn classify(code: &str, status: u16, message: &str) -> Class {
         // A success that holds an error is S3's way of failing late.
         200..=299 | 408 | 500 | 502..=504 => Class::Transient,
         307 => Class::Wait,
+        // AWS gives these with a code; without one they are a proxy's.
+        401 | 403 | 404 | 407 if code.starts_with(NO_CODE) => Class::Wait,
         _ => Class::Permanent,
     }
 }
@@ -241,7 +247,7 @@ pub(super) fn read_error(
     let text = |name: &str| error.and_then(|it| it.find_text(&[name])).unwrap_or_default();
     let in_body = root.as_ref().and_then(|root| root.find_text(&["RequestId"])).unwrap_or_default();
     let code = match clean_word(text("Code")) {
-        code if code.is_empty() => format!("Http{status}"),
+        code if code.is_empty() => format!("{NO_CODE}{status}"),
         code => code,
     };
     let request_id = clean_word(request_id.unwrap_or(in_body));
@@ -335,14 +341,16 @@ mod tests {
 
     #[test]
     fn without_a_code_the_status_decides() {
-        let cases: [(u16, &str, &str, bool); 8] = [
+        let cases: [(u16, &str, &str, bool); 10] = [
             (502, "<html><body>Bad gateway</body></html>", "Http502", true),
             (503, "", "Http503", true),
             (429, "{\"error\":1}", "Http429", true),
             (500, "<Error><Code>", "Http500", true),
             (200, "<Error/>", "Http200", true),
             (501, "", "Http501", false),
-            (403, "<!DOCTYPE html><p>no", "Http403", false),
+            (403, "<!DOCTYPE html><p>no", "Http403", true),
+            (404, "default backend", "Http404", true),
+            (405, "", "Http405", false),
             (302, "", "Http302", false),
         ];
         for (status, body, code, transient) in cases {

@@ -20,7 +20,8 @@ use ureq::http::header::HeaderMap;
 use super::call::{Answer, Call, Signing};
 use super::error::read_error;
 use super::retry::{self, Asked, RetryPolicy};
-use super::{AwsError, Caller, query, s3, xml};
+use super::xml::{self, Element, XmlError};
+use super::{AwsError, Caller, query, s3};
 use crate::tls;
 
 /// The longest answer that is read. A page of 1,000 versions with the longest keys has 4 MiB.
@@ -106,6 +107,7 @@ impl Caller<'_> {
         let root = xml::read(&body);
         let failed_late = root.as_ref().is_ok_and(|root| root.name == "Error");
         if (200..300).contains(&status) && !failed_late {
+            check_success(operation, &root, &body)?;
             return Ok((status, Answer { operation, root }));
         }
         let header = |name| text_header(&parts.headers, name);
@@ -143,6 +145,20 @@ impl Caller<'_> {
             }
         }
     }
+}
+
+/// Refuses the page of a proxy that stands in for AWS: a success is XML or has no body at all.
+fn check_success(
+    operation: &'static str,
+    root: &Result<Element, XmlError>,
+    body: &[u8],
+) -> Result<(), AwsError> {
+    let what = match root {
+        Ok(root) if root.name.eq_ignore_ascii_case("html") => "a page in place of an answer",
+        Err(error) if !body.trim_ascii().is_empty() => error.words(),
+        Ok(_) | Err(_) => return Ok(()),
+    };
+    Err(AwsError::Malformed { operation, what })
 }
 
 /// A header's value, if it is text.
@@ -199,7 +215,7 @@ fn describe_io(error: &io::Error) -> &'static str {
 mod tests {
     use std::net::TcpListener;
 
-    use super::super::stub::{Reply, Stub, call};
+    use super::super::stub::{Reply, Stub, call, call_for};
     use super::*;
 
     const LOCATION: &str = "<LocationConstraint>EU</LocationConstraint>";
@@ -246,6 +262,60 @@ mod tests {
                 }
                 (result, _) => panic!("row {row}: {result:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_page_of_somebody_in_between_is_no_success() {
+        for page in
+            ["<!DOCTYPE html><p>login", "<html><body>ok</body></html>", "OK", "{\"ok\":true}", "<Half>"]
+        {
+            let stub = Stub::start(vec![Reply::Answer(200, page)].leak());
+            call(stub.port, 9, |caller| {
+                let answers = [
+                    caller.put_bucket_versioning("b", true),
+                    caller.delete_bucket("b"),
+                    caller.create_bucket("b").map(drop),
+                    caller.get_bucket_location("b").map(drop),
+                    caller.put_user_policy("u", "p", "{}"),
+                    caller.delete_user("u"),
+                ];
+                for answer in answers {
+                    let error = answer.unwrap_err();
+                    assert!(
+                        error.is_transient() && error.to_string().starts_with("malformed"),
+                        "{page}: {error}"
+                    );
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_change_in_iam_counts_only_when_iam_says_so() {
+        const OTHER: Reply =
+            Reply::Answer(200, "<ErrorResponse><Error><Code>X</Code></Error></ErrorResponse>");
+        const DONE: Reply = Reply::Answer(200, "<DeleteAccessKeyResponse/>");
+        for (reply, done) in [(Reply::Answer(200, ""), false), (OTHER, false), (DONE, true)] {
+            let stub = Stub::start(vec![reply].leak());
+            let result = call(stub.port, 9, |caller| caller.delete_access_key("u", "A"));
+            assert_eq!(result.is_ok(), done, "{result:?}");
+            assert!(result.err().is_none_or(|error| error.is_transient()));
+        }
+    }
+
+    #[test]
+    fn a_storm_of_throttling_ends_in_time_as_one_error() {
+        const SLOW: Reply = Reply::Answer(503, "<Error><Code>SlowDown</Code></Error>");
+        const RATE: Reply =
+            Reply::Answer(400, "<ErrorResponse><Error><Code>Throttling</Code></Error></ErrorResponse>");
+        for script in [&[SLOW], &[RATE]] {
+            let stub = Stub::start(script);
+            let (started, limit) = (Instant::now(), Duration::from_secs(4));
+            let error = call_for(limit, stub.port, 9, |caller| caller.create_access_key("u")).unwrap_err();
+            assert!(started.elapsed() < limit, "{:?}", started.elapsed());
+            assert!(matches!(error, AwsError::Throttled { .. }), "{error}");
+            assert!((2..=6).contains(&stub.requests().len()), "{}", stub.requests().len());
         }
     }
 

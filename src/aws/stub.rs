@@ -125,6 +125,16 @@ impl Permit for Calls {
 
 /// Runs `operation` with a caller that reaches `port` and may make `permits` calls.
 pub(super) fn call<T>(port: u16, permits: usize, operation: impl Fn(Caller<'_>) -> T) -> T {
+    call_for(Duration::from_millis(600), port, permits, operation)
+}
+
+/// The same, where a call may take so long.
+pub(super) fn call_for<T>(
+    call_deadline: Duration,
+    port: u16,
+    permits: usize,
+    operation: impl Fn(Caller<'_>) -> T,
+) -> T {
     let aws = Aws::new(Settings {
         region: "eu-west-1".into(),
         endpoint_url: Some(format!("http://127.0.0.1:{port}")),
@@ -132,7 +142,7 @@ pub(super) fn call<T>(port: u16, permits: usize, operation: impl Fn(Caller<'_>) 
         endpoint_url_iam: None,
         endpoint_url_sts: None,
         roots: Vec::new(),
-        call_deadline: Duration::from_millis(600),
+        call_deadline,
         max_idle_per_host: 2,
     });
     let credentials = Credentials {
