@@ -68,6 +68,13 @@ pub(crate) enum AwsError {
         /// What is wrong.
         what: &'static str,
     },
+    /// The broker has no key to sign with; nothing was sent.
+    NoCredentials {
+        /// The operation.
+        operation: &'static str,
+        /// What was found in place of a key.
+        cause: String,
+    },
     /// The [`Permit`](super::Permit) was withheld; nothing was sent.
     Halted {
         /// The operation.
@@ -86,6 +93,7 @@ impl AwsError {
             | AwsError::Unreachable { .. }
             | AwsError::Deadline { .. }
             | AwsError::Malformed { .. }
+            | AwsError::NoCredentials { .. }
             | AwsError::Halted { .. } => true,
         }
     }
@@ -100,6 +108,7 @@ impl AwsError {
             | AwsError::Unreachable { .. }
             | AwsError::Deadline { .. }
             | AwsError::Malformed { .. }
+            | AwsError::NoCredentials { .. }
             | AwsError::Halted { .. } => false,
         }
     }
@@ -111,6 +120,7 @@ impl AwsError {
             AwsError::Unreachable { .. }
             | AwsError::Deadline { .. }
             | AwsError::Malformed { .. }
+            | AwsError::NoCredentials { .. }
             | AwsError::Halted { .. } => None,
         }
     }
@@ -121,9 +131,10 @@ impl AwsError {
             AwsError::Refused { code, status, message, .. } => classify(code, *status, message),
             AwsError::Throttled { .. } => Class::Throttle,
             AwsError::Unreachable { .. } => Class::Transient,
-            AwsError::Deadline { .. } | AwsError::Malformed { .. } | AwsError::Halted { .. } => {
-                Class::Permanent
-            }
+            AwsError::Deadline { .. }
+            | AwsError::Malformed { .. }
+            | AwsError::NoCredentials { .. }
+            | AwsError::Halted { .. } => Class::Permanent,
         }
     }
 }
@@ -148,6 +159,9 @@ impl fmt::Display for AwsError {
             AwsError::Deadline { operation } => write!(f, "out of time operation={operation}"),
             AwsError::Malformed { operation, what } => {
                 write!(f, "malformed operation={operation} what={what:?}")
+            }
+            AwsError::NoCredentials { operation, cause } => {
+                write!(f, "no credentials operation={operation} cause={cause:?}")
             }
             AwsError::Halted { operation } => write!(f, "halted operation={operation}"),
         }
@@ -405,6 +419,7 @@ mod tests {
             AwsError::Unreachable { operation, cause: "connection refused" },
             AwsError::Deadline { operation },
             AwsError::Malformed { operation, what: "XML is broken" },
+            AwsError::NoCredentials { operation, cause: "no role".into() },
             AwsError::Halted { operation },
         ] {
             assert!(error.is_transient() && error.code().is_none());
