@@ -201,7 +201,7 @@ const CODES: &[(Class, &[&str])] = &[
     ]),
     (Class::Wait, &[
         "BucketNotEmpty", "ConcurrentModification", "DeleteConflict", "EntityTemporarilyUnmodifiable",
-        "NoSuchBucket", "NoSuchEntity", "OperationAborted", "TemporaryRedirect",
+        "NoSuchBucket", "NoSuchEntity", "OperationAborted", "PermanentRedirect", "TemporaryRedirect",
     ]),
     (Class::Credentials, &[
         "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidAccessKeyId",
@@ -329,7 +329,7 @@ mod tests {
         (403, "<Error><Code>InvalidAccessKeyId</Code><Message>The AWS Access Key Id you provided does not exist in our records.</Message><AWSAccessKeyId>A</AWSAccessKeyId><RequestId>R1</RequestId></Error>", "InvalidAccessKeyId", Class::Credentials),
         (503, "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message><RequestId>R1</RequestId></Error>", "SlowDown", Class::Throttle),
         (409, "<Error><Code>OperationAborted</Code><Message>A conflicting conditional operation</Message><RequestId>R1</RequestId></Error>", "OperationAborted", Class::Wait),
-        (301, "<Error><Code>PermanentRedirect</Code><Message>The bucket you are attempting</Message><Endpoint>b.s3</Endpoint><RequestId>R1</RequestId></Error>", "PermanentRedirect", Class::Permanent),
+        (301, "<Error><Code>PermanentRedirect</Code><Message>The bucket you are attempting</Message><Endpoint>b.s3</Endpoint><RequestId>R1</RequestId></Error>", "PermanentRedirect", Class::Wait),
         (307, "<Error><Code>TemporaryRedirect</Code><Message>Please re-send</Message><RequestId>R1</RequestId></Error>", "TemporaryRedirect", Class::Wait),
         (400, "<Error><Code>AuthorizationHeaderMalformed</Code><Message>the region 'us-east-1' is wrong</Message><RequestId>R1</RequestId></Error>", "AuthorizationHeaderMalformed", Class::Permanent),
         (403, "<Error><Code>AccessDenied</Code><Message>Mfa Authentication must be used for this request</Message><RequestId>R1</RequestId></Error>", "AccessDenied", Class::Permanent),

@@ -15,7 +15,7 @@ enum End {
 }
 
 /// Answers, the call that gets them first, and the end.
-const ANSWERS: [(&str, &str, End); 18] = [
+const ANSWERS: [(&str, &str, End); 20] = [
     ("iam.throttling", "CreateUser", End::Recovers),
     ("iam.throttling", "DeleteAccessKey", End::Recovers),
     ("iam.deleteconflict.keys", "DeleteUser", End::Recovers),
@@ -31,8 +31,10 @@ const ANSWERS: [(&str, &str, End); 18] = [
     ("s3.operationaborted", "CreateBucket", End::Recovers),
     ("s3.operationaborted", "PutBucketVersioning", End::Recovers),
     ("s3.temporaryredirect", "PutBucketVersioning", End::Recovers),
-    ("s3.authheadermalformed.region", "PutBucketVersioning", End::Fails),
-    ("s3.permanentredirect", "PutBucketVersioning", End::Fails),
+    ("s3.authheadermalformed.region", "PutBucketVersioning", End::Recovers),
+    ("s3.permanentredirect", "PutBucketVersioning", End::Recovers),
+    ("s3.permanentredirect", "DeleteObjects", End::Recovers),
+    ("s3.mfa", "PutBucketVersioning", End::Fails),
     ("s3.deleteobjects.partial", "DeleteObjects", End::Recovers),
 ];
 

@@ -12,6 +12,7 @@
 
 mod cloud;
 mod crash;
+mod credentials;
 mod faults;
 mod hardship;
 mod lifecycle;
