@@ -263,6 +263,18 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_nearly_right_is_left_alone() {
+        for (wrong_s, requests) in [(0, 1), (-100, 1), (100, 1), (140, 2), (-140, 2)] {
+            let date = Timestamp::now() + SignedDuration::from_secs(wrong_s);
+            let date = rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date).unwrap();
+            let refusal = Reply::With(403, format!("Date: {date}").leak(), SKEWED);
+            let stub = Stub::start(vec![refusal, GOOD].leak());
+            call(stub.port, 9, |caller| caller.get_bucket_location("b").unwrap_or_default());
+            assert_eq!(stub.requests().len(), requests, "{wrong_s}");
+        }
+    }
+
+    #[test]
     fn the_time_that_was_learned_is_used_for_iam_too() {
         const LATE: &str = "<ErrorResponse><Error><Code>SignatureDoesNotMatch</Code><Message>Signature expired: a is \
             now earlier than b</Message></Error></ErrorResponse>";

@@ -180,7 +180,7 @@ pub(super) enum Class {
     /// Waiting: until AWS has spread an earlier change, or something in between lets calls through again.
     /// Seconds or minutes, so not within a call.
     Wait,
-    /// An operator who repairs the broker's key or clock.
+    /// The right time or another key (`cure`), else an operator who repairs the broker's.
     Credentials,
     /// Nothing: the request itself will not do.
     Permanent,

@@ -4,8 +4,9 @@
 //! from (`config`), and the one door out (`send`).
 //!
 //! Invariants
-//! - Nothing can be called without a key and a [`Permit`].
-//! - Redirects are not followed, since a signature is good for one host, and no proxy is used.
+//! - Nothing can be called without a [`Permit`], and only what gets a key without one.
+//! - The agent follows no redirect, since a signature is good for one host (`cure` signs for the new one), and
+//!   uses no proxy.
 //! - Only the certificates in the settings are trusted.
 //!
 //! Sources: ureq 3, `Config`; what each setting is for stands beside it.

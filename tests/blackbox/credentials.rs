@@ -7,14 +7,23 @@ use std::process::Command;
 
 use crate::support::*;
 
-/// A home with a profile `broker` in `.aws/credentials`.
-fn home() -> PathBuf {
+/// A home directory, removed at the end.
+struct Home(PathBuf);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+/// One with a profile `broker` in `.aws/credentials`.
+fn home() -> Home {
     let home = std::env::temp_dir().join(unique());
     std::fs::create_dir_all(home.join(".aws")).unwrap();
     let (id, secret) = (setting("TEST_AWS_ACCESS_KEY_ID"), setting("TEST_AWS_SECRET_ACCESS_KEY"));
     let text = format!("[broker]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
     std::fs::write(home.join(".aws/credentials"), text).unwrap();
-    home
+    Home(home)
 }
 
 /// A worker's command without a key in its environment.
@@ -61,7 +70,7 @@ fn a_worker_with_nothing_but_a_profile_makes_and_removes_an_instance() {
     let home = home();
     let setup = Setup::new();
     let api = setup.api(&[]);
-    let worker = Broker::start(without_key(&setup).env("HOME", &home).env("AWS_PROFILE", "broker"));
+    let worker = Broker::start(without_key(&setup).env("HOME", &home.0).env("AWS_PROFILE", "broker"));
     api.provide("one", VERSIONED);
     setup.check_one_of_each();
     api.remove("one", VERSIONED);
@@ -74,13 +83,13 @@ fn a_worker_with_nothing_but_a_profile_makes_and_removes_an_instance() {
 #[test]
 fn a_worker_without_a_key_says_so_and_waits_until_there_is_one() {
     let home = home();
-    let file = home.join(".aws/credentials");
-    let away = home.join("away");
+    let file = home.0.join(".aws/credentials");
+    let away = home.0.join("away");
     std::fs::rename(&file, &away).unwrap();
     let setup = Setup::new().with("WAIT_SECONDS", "0");
     let api = setup.api(&[]);
     let mut command = without_key(&setup);
-    command.env("HOME", &home).env("AWS_PROFILE", "broker");
+    command.env("HOME", &home.0).env("AWS_PROFILE", "broker");
     let worker = Broker::start(&mut command);
     worker.wait_for_log("not known to AWS, tasks will wait: cause=no credentials");
     assert_eq!(api.provision("one", BASIC).status, 202);

@@ -72,6 +72,23 @@ fn answers_of_aws_that_are_no_success_once() {
 }
 
 #[test]
+fn a_bucket_that_is_in_another_region_is_found_and_removed() {
+    let setup = Setup::new();
+    let (api, worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let name = setup.database.text("select name from resources").unwrap();
+    admin(&["s3api", "delete-bucket", "--bucket", &name]);
+    let elsewhere = "LocationConstraint=eu-north-1";
+    let make = ["s3api", "create-bucket", "--bucket", &name, "--region", "eu-north-1"];
+    admin(&[&make[..], &["--create-bucket-configuration", elsewhere]].concat());
+    api.remove("one", BASIC);
+    setup.check_nothing_left();
+    if checks_permissions() {
+        worker.wait_for_log(&format!("bucket is in another region: bucket={name} region=eu-north-1"));
+    }
+}
+
+#[test]
 fn connections_that_break_before_and_after_the_call_was_carried_out() {
     let mut cases = Vec::new();
     for operation in ["CreateUser", "CreateAccessKey", "CreateBucket", "DeleteObjects", "DeleteUser"] {
