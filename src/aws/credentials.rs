@@ -139,7 +139,7 @@ impl Keyring {
         if state.held.as_ref() == Some(refused) {
             state = self.look(state, caller, deadline);
         }
-        state.failure.is_none() && state.held.as_ref().is_some_and(|it| it != refused)
+        state.held.as_ref().is_some_and(|it| it != refused)
     }
 
     /// Looks at the sources, or waits for the one who does.

@@ -75,6 +75,8 @@ fn every_problem_is_named_and_no_value_is_shown() {
         ("PROVISION_DEADLINE", "soon"),
         ("IAM_PATH", "osb"),
         ("AWS_SECRET_ACCESS_KEY", "hush"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/hush"),
+        ("AWS_EC2_METADATA_DISABLED", "hush"),
     ];
     let (_, problems) = run("servicebroker", &["-with-worker", "-nope=hush", "stray"], &variables);
     let settings: Vec<&str> = problems.iter().map(|it| it.split(':').next().unwrap()).collect();
@@ -90,12 +92,14 @@ fn every_problem_is_named_and_no_value_is_shown() {
         "IAM_PATH",
         "AWS_REGION",
         "AWS_ACCESS_KEY_ID",
+        "AWS_ROLE_ARN",
+        "AWS_EC2_METADATA_DISABLED",
         "-nope",
         "command line",
     ] {
         assert!(settings.contains(&setting), "{setting} is missing in {problems:?}");
     }
-    assert_eq!(settings.len(), 13, "{problems:?}");
+    assert_eq!(settings.len(), 15, "{problems:?}");
     assert!(!format!("{problems:?}").contains("hush"));
 }
 

@@ -1,7 +1,7 @@
 //! Keys from the files that AWS' command line and SDKs share.
 //!
 //! A profile may hold a key. What else it may say to get one (a role, single sign-on, a program) is refused by
-//! name: passing over it would use another key than was meant.
+//! name, also beside a key: passing over it would use another one than was meant.
 //!
 //! Source: AWS SDKs and Tools Reference Guide, "Shared config and credentials files".
 
@@ -26,6 +26,10 @@ pub(super) fn find(sources: &KeySources) -> Result<Option<Credentials>, String> 
     if let (true, Some(name)) = (sections.is_empty(), &sources.profile) {
         return Err(format!("the shared files have no profile {name:?}"));
     }
+    if let Some(it) = UNSUPPORTED.iter().find(|it| sections.iter().any(|section| section.contains_key(**it)))
+    {
+        return Err(format!("profile {name:?}: {it} is not supported"));
+    }
     for section in &sections {
         let text = |name: &str| section.get(name).filter(|it| !it.is_empty());
         match (text("aws_access_key_id"), text("aws_secret_access_key")) {
@@ -39,8 +43,7 @@ pub(super) fn find(sources: &KeySources) -> Result<Option<Credentials>, String> 
             (None, _) => return Err(format!("profile {name:?} lacks aws_access_key_id")),
         }
     }
-    let refused = UNSUPPORTED.iter().find(|it| sections.iter().any(|section| section.contains_key(**it)));
-    refused.map_or(Ok(None), |it| Err(format!("profile {name:?}: {it} is not supported")))
+    Ok(None)
 }
 
 /// The profile that a section of the file of settings is about: `[default]`, `[profile name]`.

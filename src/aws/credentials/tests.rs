@@ -390,7 +390,7 @@ fn profiles_are_read_as_aws_reads_them() {
     let nested = "[default]\nregion = x\ns3 =\n  aws_access_key_id = no\nendpoint_url = y\n\n[profile two]\n\
         aws_access_key_id=A3\naws_secret_access_key=s3\n[services two]\naws_access_key_id=no\n";
     let quoted = "[profile \"two words\"]\naws_access_key_id=A4\naws_secret_access_key=s4\n[two]\naws_access_key_id=no";
-    let cases: [FilesCase; 16] = [
+    let cases: [FilesCase; 17] = [
         (plain, "", None, Ok(Some("A1 s=1 "))),
         (plain, "", Some("two"), Ok(Some("A2 s2 t2=="))),
         (plain, nested, Some("two"), Ok(Some("A2 s2 t2=="))),
@@ -424,7 +424,8 @@ fn profiles_are_read_as_aws_reads_them() {
             Some("p"),
             Err("profile \"p\": credential_process is not supported"),
         ),
-        (plain, "[default]\nsso_session = x", None, Ok(Some("A1 s=1 "))),
+        (plain, "[default]\nsso_session = x", None, Err("profile \"default\": sso_session is not supported")),
+        (plain, "[default]\nrole_arn = r", None, Err("profile \"default\": role_arn is not supported")),
         (
             "",
             "[default]\nrole_arn = r\nsource_profile = x",
