@@ -12,10 +12,15 @@
 //! Sources: the old binary's `-help` (flags of Go's `flag` package and of glog).
 
 mod flags;
+mod key_sources;
 mod variables;
 
 use std::net::IpAddr;
 use std::time::Duration;
+
+pub(crate) use key_sources::KeySources;
+#[cfg(test)]
+pub(crate) use key_sources::WebIdentity;
 
 use flags::Flags;
 use variables::Reader;
@@ -132,12 +137,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) region: String,
     /// AWS account id, where known.
     pub(crate) account_id: Option<String>,
-    /// The broker's own access key id.
-    pub(crate) access_key_id: String,
-    /// The broker's own secret access key.
-    pub(crate) secret_access_key: Secret,
-    /// The session token, for temporary credentials.
-    pub(crate) session_token: Option<Secret>,
+    /// Where the broker's own key may come from.
+    pub(crate) key_sources: KeySources,
     /// Endpoint for all AWS services instead of AWS' own.
     pub(crate) endpoint_url: Option<String>,
     /// Endpoint for S3.
@@ -304,11 +305,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             ),
             region,
             account_id: self.optional("AWS_ACCOUNT_ID"),
-            access_key_id: self.required("AWS_ACCESS_KEY_ID", "the worker signs its calls with it"),
-            secret_access_key: Secret::new(
-                self.required("AWS_SECRET_ACCESS_KEY", "the worker signs its calls with it"),
-            ),
-            session_token: self.optional("AWS_SESSION_TOKEN").map(Secret::new),
+            key_sources: self.key_sources(),
             endpoint_url: self.optional("AWS_ENDPOINT_URL"),
             endpoint_url_s3: self.optional("AWS_ENDPOINT_URL_S3"),
             endpoint_url_iam: self.optional("AWS_ENDPOINT_URL_IAM"),

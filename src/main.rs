@@ -164,14 +164,10 @@ fn outfit(
         roots,
         call_deadline: worker::call_deadline(config.lease),
         max_idle_per_host: config.threads,
+        key_sources: config.key_sources.clone(),
     });
     let aws = aws.map_err(|err| Problem::new(err.variable(), err.to_string()))?;
     let settings = steps::Settings {
-        credentials: aws::Credentials {
-            access_key_id: config.access_key_id.clone(),
-            secret_access_key: config.secret_access_key.clone(),
-            session_token: config.session_token.clone(),
-        },
         account_id: text(&config.account_id),
         name_prefix: name_prefix.to_owned(),
         kms_key_id: text(&config.kms_key_id),

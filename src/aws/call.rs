@@ -9,6 +9,7 @@
 //!
 //! Sources: botocore's S3 model, `requestChecksumRequired`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use base64::Engine;
@@ -33,6 +34,7 @@ pub(super) enum Signing {
 }
 
 /// A call before it is signed. It has no `Debug`: bodies hold policies, and secrets one day.
+#[derive(Clone)]
 pub(super) struct Call<'c> {
     /// The operation, as AWS writes it.
     pub(super) operation: &'static str,
@@ -47,7 +49,9 @@ pub(super) struct Call<'c> {
     /// The body; `None` where the method has none.
     pub(super) body: Option<String>,
     /// The region to sign for.
-    pub(super) region: &'c str,
+    pub(super) region: Cow<'c, str>,
+    /// The bucket that the call follows to its region.
+    pub(super) bucket: Option<String>,
     /// How to sign.
     pub(super) signing: Signing,
     /// Whether it may be sent again when it is not known what became of it.
@@ -113,7 +117,8 @@ mod tests {
             query: BTreeMap::new(),
             headers: BTreeMap::new(),
             body: None,
-            region: "us-east-1",
+            region: "us-east-1".into(),
+            bucket: None,
             signing: Signing::Url,
             repeatable: true,
         };

@@ -181,6 +181,12 @@ impl Endpoints {
         if is_region(region, on_aws) { Ok(endpoints) } else { Err(SettingsError::Region) }
     }
 
+    /// Whether `region` is one that these endpoints' S3 can be signed for, and reached in where it is AWS.
+    pub(super) fn has_region(&self, region: &str) -> bool {
+        let custom = self.s3.custom;
+        is_region(region, !custom) && (custom || find_partition(region).name == self.partition)
+    }
+
     /// Whether any call will need a certificate to be verified.
     pub(super) fn need_roots(&self) -> bool {
         [&self.s3, &self.iam, &self.sts].iter().any(|endpoint| !endpoint.is_plain_http())
@@ -197,7 +203,7 @@ fn is_region(text: &str, on_aws: bool) -> bool {
 }
 
 /// Checks a URL that the operator chose. It is signed for the configured region, also where it is IAM.
-fn custom(variable: &'static str, text: &str, region: &str) -> Result<Endpoint, SettingsError> {
+pub(super) fn custom(variable: &'static str, text: &str, region: &str) -> Result<Endpoint, SettingsError> {
     let fault = |fault| SettingsError::Url { variable, fault };
     let url = Url::parse(text).map_err(|_| fault("not a URL"))?;
     if !matches!(url.scheme(), "http" | "https") {

@@ -19,6 +19,9 @@ const MESSAGE_CHARACTERS_MAX: usize = 200;
 /// How much of a code or request id is kept, in characters.
 const WORD_CHARACTERS_MAX: usize = 100;
 
+/// Stands with the status behind it for the code that an answer lacks.
+const NO_CODE: &str = "Http";
+
 /// Why a call did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum AwsError {
@@ -65,6 +68,13 @@ pub(crate) enum AwsError {
         /// What is wrong.
         what: &'static str,
     },
+    /// The broker has no key to sign with; nothing was sent.
+    NoCredentials {
+        /// The operation.
+        operation: &'static str,
+        /// What was found in place of a key.
+        cause: String,
+    },
     /// The [`Permit`](super::Permit) was withheld; nothing was sent.
     Halted {
         /// The operation.
@@ -83,6 +93,7 @@ impl AwsError {
             | AwsError::Unreachable { .. }
             | AwsError::Deadline { .. }
             | AwsError::Malformed { .. }
+            | AwsError::NoCredentials { .. }
             | AwsError::Halted { .. } => true,
         }
     }
@@ -97,6 +108,7 @@ impl AwsError {
             | AwsError::Unreachable { .. }
             | AwsError::Deadline { .. }
             | AwsError::Malformed { .. }
+            | AwsError::NoCredentials { .. }
             | AwsError::Halted { .. } => false,
         }
     }
@@ -108,6 +120,7 @@ impl AwsError {
             AwsError::Unreachable { .. }
             | AwsError::Deadline { .. }
             | AwsError::Malformed { .. }
+            | AwsError::NoCredentials { .. }
             | AwsError::Halted { .. } => None,
         }
     }
@@ -118,9 +131,10 @@ impl AwsError {
             AwsError::Refused { code, status, message, .. } => classify(code, *status, message),
             AwsError::Throttled { .. } => Class::Throttle,
             AwsError::Unreachable { .. } => Class::Transient,
-            AwsError::Deadline { .. } | AwsError::Malformed { .. } | AwsError::Halted { .. } => {
-                Class::Permanent
-            }
+            AwsError::Deadline { .. }
+            | AwsError::Malformed { .. }
+            | AwsError::NoCredentials { .. }
+            | AwsError::Halted { .. } => Class::Permanent,
         }
     }
 }
@@ -146,6 +160,9 @@ impl fmt::Display for AwsError {
             AwsError::Malformed { operation, what } => {
                 write!(f, "malformed operation={operation} what={what:?}")
             }
+            AwsError::NoCredentials { operation, cause } => {
+                write!(f, "no credentials operation={operation} cause={cause:?}")
+            }
             AwsError::Halted { operation } => write!(f, "halted operation={operation}"),
         }
     }
@@ -160,9 +177,10 @@ pub(super) enum Class {
     Transient,
     /// Sending it again after a real pause.
     Throttle,
-    /// Waiting until AWS has spread an earlier change: seconds or minutes, so not within a call.
+    /// Waiting: until AWS has spread an earlier change, or something in between lets calls through again.
+    /// Seconds or minutes, so not within a call.
     Wait,
-    /// An operator who repairs the broker's key or clock.
+    /// The right time or another key (`cure`), else an operator who repairs the broker's.
     Credentials,
     /// Nothing: the request itself will not do.
     Permanent,
@@ -183,7 +201,7 @@ const CODES: &[(Class, &[&str])] = &[
     ]),
     (Class::Wait, &[
         "BucketNotEmpty", "ConcurrentModification", "DeleteConflict", "EntityTemporarilyUnmodifiable",
-        "NoSuchBucket", "NoSuchEntity", "OperationAborted", "TemporaryRedirect",
+        "NoSuchBucket", "NoSuchEntity", "OperationAborted", "PermanentRedirect", "TemporaryRedirect",
     ]),
     (Class::Credentials, &[
         "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidAccessKeyId",
@@ -219,6 +237,8 @@ fn classify(code: &str, status: u16, message: &str) -> Class {
         // A success that holds an error is S3's way of failing late.
         200..=299 | 408 | 500 | 502..=504 => Class::Transient,
         307 => Class::Wait,
+        // AWS gives these with a code; without one they are a proxy's.
+        401 | 403 | 404 | 407 if code.starts_with(NO_CODE) => Class::Wait,
         _ => Class::Permanent,
     }
 }
@@ -241,7 +261,7 @@ pub(super) fn read_error(
     let text = |name: &str| error.and_then(|it| it.find_text(&[name])).unwrap_or_default();
     let in_body = root.as_ref().and_then(|root| root.find_text(&["RequestId"])).unwrap_or_default();
     let code = match clean_word(text("Code")) {
-        code if code.is_empty() => format!("Http{status}"),
+        code if code.is_empty() => format!("{NO_CODE}{status}"),
         code => code,
     };
     let request_id = clean_word(request_id.unwrap_or(in_body));
@@ -309,7 +329,7 @@ mod tests {
         (403, "<Error><Code>InvalidAccessKeyId</Code><Message>The AWS Access Key Id you provided does not exist in our records.</Message><AWSAccessKeyId>A</AWSAccessKeyId><RequestId>R1</RequestId></Error>", "InvalidAccessKeyId", Class::Credentials),
         (503, "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message><RequestId>R1</RequestId></Error>", "SlowDown", Class::Throttle),
         (409, "<Error><Code>OperationAborted</Code><Message>A conflicting conditional operation</Message><RequestId>R1</RequestId></Error>", "OperationAborted", Class::Wait),
-        (301, "<Error><Code>PermanentRedirect</Code><Message>The bucket you are attempting</Message><Endpoint>b.s3</Endpoint><RequestId>R1</RequestId></Error>", "PermanentRedirect", Class::Permanent),
+        (301, "<Error><Code>PermanentRedirect</Code><Message>The bucket you are attempting</Message><Endpoint>b.s3</Endpoint><RequestId>R1</RequestId></Error>", "PermanentRedirect", Class::Wait),
         (307, "<Error><Code>TemporaryRedirect</Code><Message>Please re-send</Message><RequestId>R1</RequestId></Error>", "TemporaryRedirect", Class::Wait),
         (400, "<Error><Code>AuthorizationHeaderMalformed</Code><Message>the region 'us-east-1' is wrong</Message><RequestId>R1</RequestId></Error>", "AuthorizationHeaderMalformed", Class::Permanent),
         (403, "<Error><Code>AccessDenied</Code><Message>Mfa Authentication must be used for this request</Message><RequestId>R1</RequestId></Error>", "AccessDenied", Class::Permanent),
@@ -335,14 +355,16 @@ mod tests {
 
     #[test]
     fn without_a_code_the_status_decides() {
-        let cases: [(u16, &str, &str, bool); 8] = [
+        let cases: [(u16, &str, &str, bool); 10] = [
             (502, "<html><body>Bad gateway</body></html>", "Http502", true),
             (503, "", "Http503", true),
             (429, "{\"error\":1}", "Http429", true),
             (500, "<Error><Code>", "Http500", true),
             (200, "<Error/>", "Http200", true),
             (501, "", "Http501", false),
-            (403, "<!DOCTYPE html><p>no", "Http403", false),
+            (403, "<!DOCTYPE html><p>no", "Http403", true),
+            (404, "default backend", "Http404", true),
+            (405, "", "Http405", false),
             (302, "", "Http302", false),
         ];
         for (status, body, code, transient) in cases {
@@ -397,6 +419,7 @@ mod tests {
             AwsError::Unreachable { operation, cause: "connection refused" },
             AwsError::Deadline { operation },
             AwsError::Malformed { operation, what: "XML is broken" },
+            AwsError::NoCredentials { operation, cause: "no role".into() },
             AwsError::Halted { operation },
         ] {
             assert!(error.is_transient() && error.code().is_none());

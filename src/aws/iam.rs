@@ -67,9 +67,13 @@ impl Caller<'_> {
         Service { name: "iam", version: "2010-05-08", endpoint: &self.aws.endpoints.iam }
     }
 
-    /// Sends an IAM call whose answer holds nothing.
+    /// Sends an IAM call whose answer holds nothing, but must be IAM's.
     fn tell_iam(&self, operation: &'static str, parameters: &[(&str, &str)]) -> Result<(), AwsError> {
-        self.submit(&self.iam(), &Form::new(operation, parameters)).map(drop)
+        let root = self.submit(&self.iam(), &Form::new(operation, parameters))?.root()?;
+        match root.name.strip_prefix(operation) {
+            Some("Response") => Ok(()),
+            _ => Err(AwsError::Malformed { operation, what: "another answer than IAM's" }),
+        }
     }
 
     /// Sends an IAM call that is content when there is nothing to act on.

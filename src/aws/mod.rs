@@ -4,8 +4,9 @@
 //! from (`config`), and the one door out (`send`).
 //!
 //! Invariants
-//! - Nothing can be called without a key and a [`Permit`].
-//! - Redirects are not followed, since a signature is good for one host, and no proxy is used.
+//! - Nothing can be called without a [`Permit`], and only what gets a key without one.
+//! - The agent follows no redirect, since a signature is good for one host (`cure` signs for the new one), and
+//!   uses no proxy.
 //! - Only the certificates in the settings are trusted.
 //!
 //! Sources: ureq 3, `Config`; what each setting is for stands beside it.
@@ -14,10 +15,12 @@ use std::time::Duration;
 
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
+use crate::config::KeySources;
 use crate::tls::{self, CertificateDer};
 
 mod call;
 mod credentials;
+mod cure;
 mod endpoints;
 mod error;
 mod iam;
@@ -41,6 +44,8 @@ pub(crate) use policy::{KmsKey, tag_value, tenant_policy, tls_only_bucket_policy
 pub(crate) use s3::BucketCreation;
 pub(crate) use s3_objects::{AbortedUpload, ObjectError};
 
+use credentials::Keyring;
+use cure::{Clock, Regions};
 use endpoints::{Chosen, Endpoints};
 
 /// How long connecting and the TLS handshake may take.
@@ -67,6 +72,8 @@ pub(crate) struct Settings {
     pub(crate) call_deadline: Duration,
     /// Idle connections kept for each host; as many as there are workers.
     pub(crate) max_idle_per_host: usize,
+    /// Where the broker's own key may come from.
+    pub(crate) key_sources: KeySources,
 }
 
 /// The way to AWS, shared by all threads.
@@ -79,6 +86,12 @@ pub(crate) struct Aws {
     endpoints: Endpoints,
     /// How long one call may take with all its retries.
     call_deadline: Duration,
+    /// The broker's own key.
+    keyring: Keyring,
+    /// What is known of AWS' clock.
+    clock: Clock,
+    /// What is known of buckets in other regions.
+    regions: Regions,
 }
 
 impl Aws {
@@ -95,7 +108,10 @@ impl Aws {
             return Err(SettingsError::NoRoots);
         }
         let agent = build_agent(&settings);
-        Ok(Aws { agent, region: settings.region, endpoints, call_deadline: settings.call_deadline })
+        let Settings { region, call_deadline, key_sources, .. } = settings;
+        let keyring = Keyring::new(key_sources)?;
+        let (clock, regions) = (Clock::default(), Regions::default());
+        Ok(Aws { agent, region, endpoints, call_deadline, keyring, clock, regions })
     }
 
     /// The region of all buckets.
@@ -118,9 +134,14 @@ impl Aws {
         Some(&self.endpoints.s3).filter(|it| it.custom).map(|it| it.base.as_str())
     }
 
-    /// Binds a key and a permit to the calls that follow.
-    pub(crate) fn caller<'a>(&'a self, credentials: &'a Credentials, permit: &'a dyn Permit) -> Caller<'a> {
-        Caller { aws: self, credentials, permit, owner: None }
+    /// Calls that the broker signs, as long as the permit is given.
+    pub(crate) fn caller<'a>(&'a self, permit: &'a dyn Permit) -> Caller<'a> {
+        Caller { aws: self, signer: Signer::Broker, permit, owner: None }
+    }
+
+    /// Calls signed with a tenant's key.
+    pub(crate) fn tenant_caller<'a>(&'a self, key: &'a Credentials, permit: &'a dyn Permit) -> Caller<'a> {
+        Caller { signer: Signer::Tenant(key), ..self.caller(permit) }
     }
 }
 
@@ -152,13 +173,24 @@ pub(crate) trait Permit: Sync {
     fn may_call(&self, operation: &'static str) -> bool;
 }
 
+/// Whose key signs.
+#[derive(Clone, Copy)]
+enum Signer<'a> {
+    /// The broker's own, whichever it has at the time.
+    Broker,
+    /// A tenant's, this one and no other.
+    Tenant(&'a Credentials),
+    /// None: the call proves itself otherwise.
+    Nobody,
+}
+
 /// Makes calls with one key, as long as one permit is given.
 #[derive(Clone, Copy)]
 pub(crate) struct Caller<'a> {
     /// The way to AWS.
     aws: &'a Aws,
     /// Signs the calls.
-    credentials: &'a Credentials,
+    signer: Signer<'a>,
     /// Allows the calls.
     permit: &'a dyn Permit,
     /// The account that buckets are expected to belong to.
@@ -187,6 +219,7 @@ mod tests {
             roots: vec![CertificateDer::from(vec![0])],
             call_deadline: Duration::from_secs(15),
             max_idle_per_host: 8,
+            key_sources: KeySources::default(),
         }
     }
 

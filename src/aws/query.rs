@@ -8,6 +8,7 @@
 //!
 //! Sources: IAM User Guide, "Calling the IAM API using HTTP query requests".
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -67,35 +68,45 @@ impl Form {
     pub(super) fn only_once(self) -> Form {
         Form { repeatable: false, ..self }
     }
-}
 
-impl Caller<'_> {
-    /// Sends a form.
-    pub(super) fn submit(&self, service: &Service<'_>, form: &Form) -> Result<Answer, AwsError> {
-        let operation = form.operation;
+    /// The form as a call to a service.
+    pub(super) fn call<'s>(&self, service: &Service<'s>) -> Result<Call<'s>, AwsError> {
+        let operation = self.operation;
         let url = Url::parse(&format!("{}/", service.endpoint.base))
             .map_err(|_| AwsError::Malformed { operation, what: "the endpoint is not a URL" })?;
-        let named = form.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let named = self.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let pairs = [("Action", operation), ("Version", service.version)].into_iter().chain(named);
-        self.send(&Call {
+        Ok(Call {
             operation,
             method: Method::Post,
             url,
             query: BTreeMap::new(),
             headers: BTreeMap::from([("content-type", FORM.to_owned())]),
             body: Some(sigv4::encode_pairs(pairs)),
-            region: &service.endpoint.region,
+            region: Cow::Borrowed(&service.endpoint.region),
+            bucket: None,
             signing: Signing::Header { service: service.name },
-            repeatable: form.repeatable,
+            repeatable: self.repeatable,
         })
+    }
+}
+
+/// What stands under `<OperationResult>`.
+pub(super) fn result(answer: Answer) -> Result<Element, AwsError> {
+    let operation = answer.operation;
+    let result = answer.root()?.into_child(&format!("{operation}Result"));
+    result.ok_or(AwsError::Malformed { operation, what: "no result in the answer" })
+}
+
+impl Caller<'_> {
+    /// Sends a form.
+    pub(super) fn submit(&self, service: &Service<'_>, form: &Form) -> Result<Answer, AwsError> {
+        self.send(&form.call(service)?)
     }
 
     /// Sends a form and returns what stands under `<OperationResult>`.
     pub(super) fn ask(&self, service: &Service<'_>, form: &Form) -> Result<Element, AwsError> {
-        let operation = form.operation;
-        let root = self.submit(service, form)?.root()?;
-        root.into_child(&format!("{operation}Result"))
-            .ok_or(AwsError::Malformed { operation, what: "no result in the answer" })
+        result(self.submit(service, form)?)
     }
 
     /// All members of the list called `name`, page by page; empty where AWS knows no such user or policy.
@@ -141,7 +152,7 @@ pub(super) fn sign(call: &Call<'_>, service: &str, credentials: &Credentials, no
         headers,
         body: call.body.as_deref().unwrap_or_default().as_bytes(),
     };
-    let mut headers = sigv4::authorize(request, &Scope { region: call.region, service }, credentials, now);
+    let mut headers = sigv4::authorize(request, &Scope { region: &call.region, service }, credentials, now);
     headers.remove("host"); // the agent writes the same one from the URL
     Signed { url: call.url.to_string(), headers }
 }

@@ -9,6 +9,7 @@
 //!
 //! Sources: S3 API Reference, "Authenticating Requests: Using Query Parameters"; S3 User Guide, "Virtual hosting of buckets".
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -86,7 +87,7 @@ pub(super) fn sign(call: &Call<'_>, credentials: &Credentials, now: Timestamp) -
         &credentials.access_key_id,
         credentials.secret_access_key.expose(),
         credentials.session_token.as_ref().map(|token| token.expose()),
-        call.region,
+        &call.region,
         EXPIRES_S,
         call.query.iter().map(|(name, value)| (*name, value.as_str())),
         call.headers.iter().map(|(name, value)| (*name, value.as_str())),
@@ -104,7 +105,7 @@ impl<'a> Caller<'a> {
     ) -> Result<Call<'a>, AwsError> {
         let url = write_url(&self.aws.endpoints.s3, bucket, None)
             .ok_or(AwsError::Malformed { operation, what: "the bucket's name fits in no URL" })?;
-        Ok(self.about(operation, method, url))
+        Ok(Call { bucket: Some(bucket.to_owned()), ..self.about(operation, method, url) })
     }
 
     /// A call about a key; `None` when the key fits in no URL.
@@ -116,7 +117,7 @@ impl<'a> Caller<'a> {
         key: &str,
     ) -> Option<Call<'a>> {
         let url = write_url(&self.aws.endpoints.s3, bucket, Some(key))?;
-        Some(self.about(operation, method, url))
+        Some(Call { bucket: Some(bucket.to_owned()), ..self.about(operation, method, url) })
     }
 
     /// A call to S3.
@@ -128,7 +129,8 @@ impl<'a> Caller<'a> {
             query: BTreeMap::new(),
             headers: BTreeMap::new(),
             body: None,
-            region: &self.aws.endpoints.s3.region,
+            region: Cow::Borrowed(&self.aws.endpoints.s3.region),
+            bucket: None,
             signing: Signing::Url,
             repeatable: true,
         }
@@ -144,7 +146,8 @@ impl<'a> Caller<'a> {
                  </LocationConstraint></CreateBucketConfiguration>"
             ),
         };
-        let created = none_if(self.send(&Call { body: Some(body), ..call }), &["BucketAlreadyOwnedByYou"]);
+        let call = Call { body: Some(body), bucket: None, ..call }; // whatever an answer says, it is made here
+        let created = none_if(self.send(&call), &["BucketAlreadyOwnedByYou"]);
         Ok(match none_if(created, &["BucketAlreadyExists"])? {
             Some(_made_or_ours_before) => BucketCreation::Ours,
             None => BucketCreation::TakenByAnother,
@@ -272,7 +275,8 @@ mod tests {
                 query: owned(query),
                 headers: owned(headers),
                 body: None,
-                region: "us-east-1",
+                region: "us-east-1".into(),
+                bucket: None,
                 signing: Signing::Url,
                 repeatable: true,
             };
@@ -280,6 +284,7 @@ mod tests {
                 access_key_id: "AKIAIOSFODNN7EXAMPLE".into(),
                 secret_access_key: Secret::new("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
                 session_token: token.map(Secret::new),
+                expires: None,
             };
             let signed = sign(&call, &credentials, "2013-05-24T00:00:00Z".parse().unwrap());
             assert_eq!(signed.headers, owned(headers));

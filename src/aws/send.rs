@@ -1,7 +1,7 @@
 //! The one door out: a call is signed, sent, answered, and sent again where that helps.
 //!
-//! Not here: which failures are worth another attempt and when (`retry`), what an answer means (the
-//! operations, `error`).
+//! Not here: which failures are worth another attempt and when (`retry`) or at once (`cure`), what an answer
+//! means (the operations, `error`).
 //!
 //! Invariants
 //! - For each attempt the permit is asked first and the signature made afresh.
@@ -11,54 +11,62 @@
 //!
 //! Sources: IAM User Guide, "AWS Signature Version 4"; ureq 3, `Error` and `Timeouts`.
 
+use std::borrow::Cow;
 use std::io;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use ureq::http::header::HeaderMap;
 
-use super::call::{Answer, Call, Signing};
+use super::call::{Answer, Call, Signed, Signing};
+use super::cure::{Cures, Hints};
 use super::error::read_error;
 use super::retry::{self, Asked, RetryPolicy};
-use super::{AwsError, Caller, query, s3, xml};
+use super::xml::{self, Element, XmlError};
+use super::{AwsError, Caller, Credentials, Signer, query, s3};
 use crate::tls;
 
 /// The longest answer that is read. A page of 1,000 versions with the longest keys has 4 MiB.
 const ANSWER_BYTES_MAX: u64 = 10 * 1024 * 1024;
 
 /// A failed attempt.
-struct Failure {
+pub(super) struct Failure {
     /// What `send` returns if it does not try again.
-    error: AwsError,
+    pub(super) error: AwsError,
     /// The pause that the answer asked for.
     asked: Asked,
+    /// What else the answer says.
+    pub(super) hints: Box<Hints>,
 }
 
 impl From<AwsError> for Failure {
     fn from(error: AwsError) -> Failure {
-        Failure { error, asked: Asked::Nothing }
+        Failure { error, asked: Asked::Nothing, hints: Box::default() }
     }
-}
-
-/// The moment that signatures carry. The one place that reads the clock for them, so that a correction
-/// learned from AWS' answers would be added here.
-fn now() -> Timestamp {
-    Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 impl Caller<'_> {
     /// Sends a call, and again where that is safe and may help, until the call deadline.
     pub(super) fn send(&self, call: &Call<'_>) -> Result<Answer, AwsError> {
-        let deadline = Instant::now() + self.aws.call_deadline;
-        let mut attempt = 1;
+        self.send_before(call, Instant::now() + self.aws.call_deadline)
+    }
+
+    /// The same until another deadline: for a call within a call.
+    pub(super) fn send_before(&self, call: &Call<'_>, deadline: Instant) -> Result<Answer, AwsError> {
+        let mut call = self.aws.address(call);
+        let (mut attempt, mut cures) = (0, Cures::default());
         loop {
             if !self.permit.may_call(call.operation) {
                 return Err(AwsError::Halted { operation: call.operation });
             }
-            let failure = match self.attempt(call, deadline, attempt) {
+            attempt += 1;
+            let key = self.key(call.operation, deadline)?;
+            let failure = match self.attempt(&call, key.as_deref(), deadline, attempt) {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
+            if self.cure(&mut call, key.as_deref(), &failure, &mut cures, deadline) {
+                continue;
+            }
             let pause = RetryPolicy::of(failure.error.class(), call.repeatable)
                 .and_then(|policy| policy.delay_after(attempt, failure.asked, retry::random()))
                 .filter(|pause| Instant::now() + *pause < deadline);
@@ -68,14 +76,32 @@ impl Caller<'_> {
             // Sleeping holds up this worker's thread alone, and the deadline, which is shorter than the
             // lease and the time that a shutdown waits, bounds it.
             std::thread::sleep(pause);
-            attempt += 1;
         }
     }
 
+    /// The key to sign with, if the call is to be signed.
+    fn key(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+    ) -> Result<Option<Cow<'_, Credentials>>, AwsError> {
+        Ok(match self.signer {
+            Signer::Broker => Some(Cow::Owned(self.aws.keyring.current(operation, self, deadline)?)),
+            Signer::Tenant(key) => Some(Cow::Borrowed(key)),
+            Signer::Nobody => None,
+        })
+    }
+
     /// Sends a call once and logs how it went.
-    fn attempt(&self, call: &Call<'_>, deadline: Instant, attempt: u32) -> Result<Answer, Failure> {
+    fn attempt(
+        &self,
+        call: &Call<'_>,
+        key: Option<&Credentials>,
+        deadline: Instant,
+        attempt: u32,
+    ) -> Result<Answer, Failure> {
         let started = Instant::now();
-        let result = self.exchange(call, deadline.saturating_duration_since(started));
+        let result = self.exchange(call, key, deadline.saturating_duration_since(started));
         let (operation, took_ms) = (call.operation, started.elapsed().as_millis());
         match &result {
             Ok((status, _)) => log::debug!(
@@ -89,13 +115,24 @@ impl Caller<'_> {
     }
 
     /// One request and its answer, read to its end so that the connection can be used again.
-    fn exchange(&self, call: &Call<'_>, remaining: Duration) -> Result<(u16, Answer), Failure> {
+    fn exchange(
+        &self,
+        call: &Call<'_>,
+        key: Option<&Credentials>,
+        remaining: Duration,
+    ) -> Result<(u16, Answer), Failure> {
         let operation = call.operation;
         if remaining.is_zero() {
             return Err(AwsError::Deadline { operation }.into());
         }
+        let signed_at = self.aws.clock.now();
+        let signed = match (key, call.signing) {
+            (None, _) => Signed { url: call.url.to_string(), headers: call.headers.clone() },
+            (Some(key), Signing::Url) => s3::sign(call, key, signed_at),
+            (Some(key), Signing::Header { service }) => query::sign(call, service, key, signed_at),
+        };
         let response =
-            self.transmit(call, remaining).map_err(|error| describe_transport(operation, &error))?;
+            self.transmit(call, signed, remaining).map_err(|error| describe_transport(operation, &error))?;
         let status = response.status().as_u16();
         let (parts, body) = response.into_parts();
         let body = body
@@ -106,6 +143,7 @@ impl Caller<'_> {
         let root = xml::read(&body);
         let failed_late = root.as_ref().is_ok_and(|root| root.name == "Error");
         if (200..300).contains(&status) && !failed_late {
+            check_success(operation, &root, &body)?;
             return Ok((status, Answer { operation, root }));
         }
         let header = |name| text_header(&parts.headers, name);
@@ -113,19 +151,17 @@ impl Caller<'_> {
         Err(Failure {
             error: read_error(operation, status, request_id, &body),
             asked: Asked::read(status, header("x-amz-retry-after"), header("retry-after")),
+            hints: Box::new(Hints::read(signed_at, status, header, root.as_ref().ok())),
         })
     }
 
-    /// Signs the call with the present time and hands it to the agent.
+    /// Hands a signed call to the agent.
     fn transmit(
         &self,
         call: &Call<'_>,
+        signed: Signed,
         remaining: Duration,
     ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
-        let signed = match call.signing {
-            Signing::Url => s3::sign(call, self.credentials, now()),
-            Signing::Header { service } => query::sign(call, service, self.credentials, now()),
-        };
         let mut request =
             ureq::http::Request::builder().method(call.method.to_str()).uri(signed.url.as_str());
         for (name, value) in &signed.headers {
@@ -145,13 +181,27 @@ impl Caller<'_> {
     }
 }
 
+/// Refuses the page of a proxy that stands in for AWS: a success is XML or has no body at all.
+fn check_success(
+    operation: &'static str,
+    root: &Result<Element, XmlError>,
+    body: &[u8],
+) -> Result<(), AwsError> {
+    let what = match root {
+        Ok(root) if root.name.eq_ignore_ascii_case("html") => "a page in place of an answer",
+        Err(error) if !body.trim_ascii().is_empty() => error.words(),
+        Ok(_) | Err(_) => return Ok(()),
+    };
+    Err(AwsError::Malformed { operation, what })
+}
+
 /// A header's value, if it is text.
 fn text_header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 /// A failure of the connection in fixed words. The library's own text may hold the URL.
-fn describe_transport(operation: &'static str, error: &ureq::Error) -> AwsError {
+pub(super) fn describe_transport(operation: &'static str, error: &ureq::Error) -> AwsError {
     if matches!(error, ureq::Error::Timeout(ureq::Timeout::Global)) {
         return AwsError::Deadline { operation };
     }
@@ -199,7 +249,7 @@ fn describe_io(error: &io::Error) -> &'static str {
 mod tests {
     use std::net::TcpListener;
 
-    use super::super::stub::{Reply, Stub, call};
+    use super::super::stub::{Reply, Stub, call, call_for};
     use super::*;
 
     const LOCATION: &str = "<LocationConstraint>EU</LocationConstraint>";
@@ -246,6 +296,60 @@ mod tests {
                 }
                 (result, _) => panic!("row {row}: {result:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_page_of_somebody_in_between_is_no_success() {
+        for page in
+            ["<!DOCTYPE html><p>login", "<html><body>ok</body></html>", "OK", "{\"ok\":true}", "<Half>"]
+        {
+            let stub = Stub::start(vec![Reply::Answer(200, page)].leak());
+            call(stub.port, 9, |caller| {
+                let answers = [
+                    caller.put_bucket_versioning("b", true),
+                    caller.delete_bucket("b"),
+                    caller.create_bucket("b").map(drop),
+                    caller.get_bucket_location("b").map(drop),
+                    caller.put_user_policy("u", "p", "{}"),
+                    caller.delete_user("u"),
+                ];
+                for answer in answers {
+                    let error = answer.unwrap_err();
+                    assert!(
+                        error.is_transient() && error.to_string().starts_with("malformed"),
+                        "{page}: {error}"
+                    );
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_change_in_iam_counts_only_when_iam_says_so() {
+        const OTHER: Reply =
+            Reply::Answer(200, "<ErrorResponse><Error><Code>X</Code></Error></ErrorResponse>");
+        const DONE: Reply = Reply::Answer(200, "<DeleteAccessKeyResponse/>");
+        for (reply, done) in [(Reply::Answer(200, ""), false), (OTHER, false), (DONE, true)] {
+            let stub = Stub::start(vec![reply].leak());
+            let result = call(stub.port, 9, |caller| caller.delete_access_key("u", "A"));
+            assert_eq!(result.is_ok(), done, "{result:?}");
+            assert!(result.err().is_none_or(|error| error.is_transient()));
+        }
+    }
+
+    #[test]
+    fn a_storm_of_throttling_ends_in_time_as_one_error() {
+        const SLOW: Reply = Reply::Answer(503, "<Error><Code>SlowDown</Code></Error>");
+        const RATE: Reply =
+            Reply::Answer(400, "<ErrorResponse><Error><Code>Throttling</Code></Error></ErrorResponse>");
+        for script in [&[SLOW], &[RATE]] {
+            let stub = Stub::start(script);
+            let (started, limit) = (Instant::now(), Duration::from_secs(4));
+            let error = call_for(limit, stub.port, 9, |caller| caller.create_access_key("u")).unwrap_err();
+            assert!(started.elapsed() < limit, "{:?}", started.elapsed());
+            assert!(matches!(error, AwsError::Throttled { .. }), "{error}");
+            assert!((2..=6).contains(&stub.requests().len()), "{}", stub.requests().len());
         }
     }
 

@@ -1,11 +1,16 @@
-//! STS: who we are.
+//! STS: who we are, and the temporary key of a role.
 //!
-//! Not here: temporary credentials; the broker signs with a key of its own.
+//! Not here: when a key is renewed (`credentials`).
 //!
-//! Sources: STS API Reference, GetCallerIdentity.
+//! Sources: STS API Reference, GetCallerIdentity, AssumeRoleWithWebIdentity.
 
-use super::query::{Form, Service};
-use super::{AwsError, Caller};
+use std::time::Instant;
+
+use super::query::{self, Form, Service};
+use super::{AwsError, Caller, Credentials, Signer};
+
+/// Names our sessions in AWS' logs, unless the settings do.
+const SESSION_NAME: &str = "servicebroker";
 
 /// The owner of the key that signs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,15 +22,38 @@ pub(crate) struct CallerIdentity {
 }
 
 impl Caller<'_> {
+    /// STS as these calls need it.
+    fn sts(&self) -> Service<'_> {
+        Service { name: "sts", version: "2011-06-15", endpoint: &self.aws.endpoints.sts }
+    }
+
     /// Asks whose key this is. Needs no permission, so only a bad key makes it fail.
     pub(crate) fn get_caller_identity(&self) -> Result<CallerIdentity, AwsError> {
         let operation = "GetCallerIdentity";
-        let service = Service { name: "sts", version: "2011-06-15", endpoint: &self.aws.endpoints.sts };
-        let result = self.ask(&service, &Form::new(operation, &[]))?;
+        let result = self.ask(&self.sts(), &Form::new(operation, &[]))?;
         let text = |name| {
             let text = result.find_text(&[name]).filter(|text| !text.is_empty()).map(str::to_owned);
             text.ok_or(AwsError::Malformed { operation, what: "an identity lacks a field" })
         };
         Ok(CallerIdentity { arn: text("Arn")?, account: text("Account")? })
+    }
+
+    /// Assumes a role with a token that somebody else signed. Nothing of ours signs this call.
+    pub(super) fn assume_role_with_web_identity(
+        &self,
+        role_arn: &str,
+        session_name: Option<&str>,
+        token: &str,
+        deadline: Instant,
+    ) -> Result<Credentials, AwsError> {
+        let session = session_name.unwrap_or(SESSION_NAME);
+        let parameters = [("RoleArn", role_arn), ("RoleSessionName", session), ("WebIdentityToken", token)];
+        let operation = "AssumeRoleWithWebIdentity";
+        let call = Form::new(operation, &parameters).call(&self.sts())?;
+        let unsigned = Caller { signer: Signer::Nobody, ..*self };
+        let result = query::result(unsigned.send_before(&call, deadline)?)?;
+        let field = |name: &str| result.find_text(&["Credentials", name]).map(str::to_owned);
+        let key = Credentials::read(field, "SessionToken");
+        key.ok_or(AwsError::Malformed { operation, what: "a key lacks a field" })
     }
 }

@@ -8,14 +8,16 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Aws, Caller, Credentials, Permit, Settings};
-use crate::config::Secret;
+use super::{Aws, Caller, Permit, Settings};
+use crate::config::{KeySources, Secret};
 
 /// What the stub does with a request.
 #[derive(Clone, Copy)]
 pub(super) enum Reply {
     /// A status and a body.
     Answer(u16, &'static str),
+    /// A status, a header line and a body.
+    With(u16, &'static str, &'static str),
     /// A body that ends early.
     HalfAnAnswer,
     /// A redirect to where nobody is.
@@ -77,6 +79,10 @@ fn serve(mut stream: &TcpStream, script: &[Reply], requests: &Mutex<Vec<String>>
             Reply::Answer(status, body) => {
                 (format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()), true)
             }
+            Reply::With(status, header, body) => {
+                let length = body.len();
+                (format!("HTTP/1.1 {status} X\r\n{header}\r\nContent-Length: {length}\r\n\r\n{body}"), true)
+            }
             Reply::HalfAnAnswer => ("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n<Location".into(), false),
             Reply::Redirect => {
                 ("HTTP/1.1 307 X\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n".into(), true)
@@ -115,7 +121,7 @@ fn read_request(reader: &mut impl BufRead) -> Option<String> {
 }
 
 /// Allows so many calls.
-struct Calls(AtomicUsize);
+pub(super) struct Calls(pub(super) AtomicUsize);
 
 impl Permit for Calls {
     fn may_call(&self, _operation: &'static str) -> bool {
@@ -125,20 +131,36 @@ impl Permit for Calls {
 
 /// Runs `operation` with a caller that reaches `port` and may make `permits` calls.
 pub(super) fn call<T>(port: u16, permits: usize, operation: impl Fn(Caller<'_>) -> T) -> T {
-    let aws = Aws::new(Settings {
+    call_for(Duration::from_millis(600), port, permits, operation)
+}
+
+/// The same, where a call may take so long.
+pub(super) fn call_for<T>(
+    call_deadline: Duration,
+    port: u16,
+    permits: usize,
+    operation: impl Fn(Caller<'_>) -> T,
+) -> T {
+    let sources = KeySources {
+        key: Some(("AKIDEXAMPLE".into(), Secret::new("planted-secret"))),
+        session_token: Some(Secret::new("planted-token")),
+        ..KeySources::default()
+    };
+    operation(aws(call_deadline, port, sources).caller(&Calls(AtomicUsize::new(permits))))
+}
+
+/// AWS at `port`, with these sources of the broker's key.
+pub(super) fn aws(call_deadline: Duration, port: u16, key_sources: KeySources) -> Aws {
+    Aws::new(Settings {
         region: "eu-west-1".into(),
         endpoint_url: Some(format!("http://127.0.0.1:{port}")),
         endpoint_url_s3: None,
         endpoint_url_iam: None,
         endpoint_url_sts: None,
         roots: Vec::new(),
-        call_deadline: Duration::from_millis(600),
+        call_deadline,
         max_idle_per_host: 2,
-    });
-    let credentials = Credentials {
-        access_key_id: "AKIDEXAMPLE".into(),
-        secret_access_key: Secret::new("planted-secret"),
-        session_token: Some(Secret::new("planted-token")),
-    };
-    operation(aws.unwrap().caller(&credentials, &Calls(AtomicUsize::new(permits))))
+        key_sources,
+    })
+    .unwrap()
 }

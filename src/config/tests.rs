@@ -75,6 +75,8 @@ fn every_problem_is_named_and_no_value_is_shown() {
         ("PROVISION_DEADLINE", "soon"),
         ("IAM_PATH", "osb"),
         ("AWS_SECRET_ACCESS_KEY", "hush"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/hush"),
+        ("AWS_EC2_METADATA_DISABLED", "hush"),
     ];
     let (_, problems) = run("servicebroker", &["-with-worker", "-nope=hush", "stray"], &variables);
     let settings: Vec<&str> = problems.iter().map(|it| it.split(':').next().unwrap()).collect();
@@ -90,19 +92,45 @@ fn every_problem_is_named_and_no_value_is_shown() {
         "IAM_PATH",
         "AWS_REGION",
         "AWS_ACCESS_KEY_ID",
+        "AWS_ROLE_ARN",
+        "AWS_EC2_METADATA_DISABLED",
         "-nope",
         "command line",
     ] {
         assert!(settings.contains(&setting), "{setting} is missing in {problems:?}");
     }
-    assert_eq!(settings.len(), 13, "{problems:?}");
+    assert_eq!(settings.len(), 15, "{problems:?}");
     assert!(!format!("{problems:?}").contains("hush"));
+}
+
+#[test]
+fn the_worker_needs_no_key_and_reads_where_to_find_one() {
+    let sources = |more: &[(&str, &str)]| {
+        let variables = [&WORKER[..3], more].concat();
+        let (config, problems) = run("servicebroker", &["-background-tasks"], &variables);
+        assert_eq!(problems, Vec::<String>::new());
+        config.unwrap().worker.unwrap().key_sources
+    };
+    let none = sources(&[]);
+    assert!(none.key.is_none() && none.credentials_file.is_none() && none.web_identity.is_none());
+    assert_eq!(none.metadata_endpoint.as_deref(), Some("http://169.254.169.254"));
+    let home = sources(&[("HOME", "/h"), ("AWS_CONFIG_FILE", "/c"), ("AWS_PROFILE", "p")]);
+    assert_eq!(home.credentials_file.as_deref(), Some("/h/.aws/credentials"));
+    assert_eq!((home.config_file.as_deref(), home.profile.as_deref()), (Some("/c"), Some("p")));
+    for (value, asked) in [("TRUE", false), ("true", false), ("false", true)] {
+        let sources = sources(&[("AWS_EC2_METADATA_DISABLED", value)]);
+        assert_eq!(sources.metadata_endpoint.is_some(), asked, "{value}");
+    }
+    let role =
+        sources(&[("AWS_WEB_IDENTITY_TOKEN_FILE", "/t"), ("AWS_ROLE_ARN", "arn")]).web_identity.unwrap();
+    assert_eq!((role.token_file.as_str(), role.role_arn.as_str(), role.session_name), ("/t", "arn", None));
+    assert!(sources(&[("AWS_ROLE_ARN", "arn")]).web_identity.is_none());
 }
 
 #[test]
 fn the_api_does_not_read_aws_keys() {
     let variable = |name: &'static str| {
-        assert!(!name.starts_with("AWS_"), "{name} was read");
+        assert!(!name.starts_with("AWS_") && name != "HOME", "{name} was read");
         WORKER.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
     };
     let (_, problems) = parse("servicebroker", Vec::new(), variable);

@@ -36,6 +36,15 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
         })
     }
 
+    /// Something that is on or off, and off when unset.
+    pub(super) fn switch(&mut self, name: &'static str) -> bool {
+        let text = self.optional(name).unwrap_or_default().to_ascii_lowercase();
+        if !matches!(text.as_str(), "" | "true" | "false") {
+            self.problems.push(Problem::new(name, "must be true or false"));
+        }
+        text == "true"
+    }
+
     /// A whole number between `min` and `max`.
     pub(super) fn number<T>(&mut self, name: &'static str, default: T, min: T, max: T) -> T
     where

@@ -16,14 +16,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::aws::{Aws, AwsError, Caller, Credentials, Permit};
+use crate::aws::{Aws, AwsError, Caller, Permit};
 use crate::random;
 use crate::store::{Claim, Instance, NewTask, Store, StoreError, TaskKind, Transaction, Whereabouts};
 
 /// What the worker's settings say about the work.
 pub(crate) struct Settings {
-    /// The broker's own key.
-    pub(crate) credentials: Credentials,
     /// AWS account id, where known.
     pub(crate) account_id: Option<String>,
     /// What the names of buckets and users begin with.
@@ -116,6 +114,7 @@ impl StepError {
     /// What the platform may read: which call, which code, nothing of ours.
     pub(crate) fn public(&self) -> String {
         match self {
+            StepError::Aws(AwsError::NoCredentials { .. }) => "the broker has no AWS credentials".to_owned(),
             StepError::Aws(err) => match err.code() {
                 Some(code) => format!("AWS answered {code}"),
                 None => "AWS did not answer as expected".to_owned(),
@@ -200,7 +199,7 @@ impl Notes {
 impl Work<'_> {
     /// AWS, asked with the broker's own key.
     fn caller(&self) -> Caller<'_> {
-        self.aws.caller(&self.settings.credentials, self.permit)
+        self.aws.caller(self.permit)
     }
 
     /// The instance as it is now.

@@ -239,9 +239,8 @@ fn prove_access_key(
         work.remember(notes)?;
         return Err(wait(Duration::ZERO, "the access key is made again"));
     };
-    let tenant =
-        Credentials { access_key_id: id.clone(), secret_access_key: secret.clone(), session_token: None };
-    match find_bucket(&work.aws.caller(&tenant, work.permit), work.aws, &instance.name) {
+    let tenant = Credentials::lasting(id, secret);
+    match find_bucket(&work.aws.tenant_caller(&tenant, work.permit), work.aws, &instance.name) {
         Ok(place) => Ok(place),
         Err(err @ AwsError::Refused { status: 400 | 401 | 403, .. }) => {
             log::debug!("new key does not work yet: instance={:?} cause={err}", instance.id);

@@ -14,7 +14,7 @@ const PURGE_INTERVAL: Duration = Duration::from_secs(3_600);
 impl Shop {
     /// Says who we are to AWS: wrong keys show at the start, not with the first customer.
     pub(super) fn introduce(&self) {
-        let caller = self.aws.caller(&self.settings.credentials, self.stop.as_ref());
+        let caller = self.aws.caller(self.stop.as_ref());
         match (caller.get_caller_identity(), &self.settings.account_id) {
             (Ok(us), Some(wanted)) if us.account != *wanted => {
                 log::error!(
@@ -43,7 +43,7 @@ impl Shop {
     /// Asks for each of these once.
     fn place_instances(&self, unplaced: Vec<(String, String)>) {
         for (id, bucket) in unplaced {
-            let caller = self.aws.caller(&self.settings.credentials, self.stop.as_ref());
+            let caller = self.aws.caller(self.stop.as_ref());
             let written = steps::find_bucket(&caller, &self.aws, &bucket).map(|place| {
                 let id = id.clone();
                 self.store.transaction(move |tx| tx.place_instance(&id, &place))

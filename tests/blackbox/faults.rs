@@ -15,7 +15,7 @@ enum End {
 }
 
 /// Answers, the call that gets them first, and the end.
-const ANSWERS: [(&str, &str, End); 18] = [
+const ANSWERS: [(&str, &str, End); 20] = [
     ("iam.throttling", "CreateUser", End::Recovers),
     ("iam.throttling", "DeleteAccessKey", End::Recovers),
     ("iam.deleteconflict.keys", "DeleteUser", End::Recovers),
@@ -31,8 +31,10 @@ const ANSWERS: [(&str, &str, End); 18] = [
     ("s3.operationaborted", "CreateBucket", End::Recovers),
     ("s3.operationaborted", "PutBucketVersioning", End::Recovers),
     ("s3.temporaryredirect", "PutBucketVersioning", End::Recovers),
-    ("s3.authheadermalformed.region", "PutBucketVersioning", End::Fails),
-    ("s3.permanentredirect", "PutBucketVersioning", End::Fails),
+    ("s3.authheadermalformed.region", "PutBucketVersioning", End::Recovers),
+    ("s3.permanentredirect", "PutBucketVersioning", End::Recovers),
+    ("s3.permanentredirect", "DeleteObjects", End::Recovers),
+    ("s3.mfa", "PutBucketVersioning", End::Fails),
     ("s3.deleteobjects.partial", "DeleteObjects", End::Recovers),
 ];
 
@@ -67,6 +69,23 @@ fn answers_of_aws_that_are_no_success_once() {
         let (name, operation, end) = ANSWERS[number];
         live_with(operation, When::Before, Fault::Replay(name), end);
     });
+}
+
+#[test]
+fn a_bucket_that_is_in_another_region_is_found_and_removed() {
+    let setup = Setup::new();
+    let (api, worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let name = setup.database.text("select name from resources").unwrap();
+    admin(&["s3api", "delete-bucket", "--bucket", &name]);
+    let elsewhere = "LocationConstraint=eu-north-1";
+    let make = ["s3api", "create-bucket", "--bucket", &name, "--region", "eu-north-1"];
+    admin(&[&make[..], &["--create-bucket-configuration", elsewhere]].concat());
+    api.remove("one", BASIC);
+    setup.check_nothing_left();
+    if checks_permissions() {
+        worker.wait_for_log(&format!("bucket is in another region: bucket={name} region=eu-north-1"));
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@
 mod chaos;
 mod cloud;
 mod crash;
+mod credentials;
+mod credentials;
 mod database;
 mod door;
 mod faults;

@@ -17,7 +17,7 @@ const QUICK: Duration = Duration::from_secs(5);
 const NOWHERE: &str = "postgres://u:hush@127.0.0.1:1/d?sslmode=disable";
 
 /// Settings with which both an api and a worker start.
-const RIGHT: [(&str, &str); 7] = [
+const RIGHT: [(&str, &str); 8] = [
     ("DATABASE_URL", NOWHERE),
     ("NAME_PREFIX", "tst"),
     ("PORT", "0"),
@@ -25,6 +25,7 @@ const RIGHT: [(&str, &str); 7] = [
     ("AWS_REGION", "us-west-2"),
     ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
     ("AWS_SECRET_ACCESS_KEY", "hush"),
+    ("AWS_EC2_METADATA_DISABLED", "true"), // no test asks the machine that it runs on for a key
 ];
 
 /// The binary with [`RIGHT`] and these; an empty value takes a variable out.

@@ -203,6 +203,7 @@ impl Setup {
             .env("AWS_ENDPOINT_URL", &self.endpoint)
             .env("AWS_ACCESS_KEY_ID", setting("TEST_AWS_ACCESS_KEY_ID"))
             .env("AWS_SECRET_ACCESS_KEY", setting("TEST_AWS_SECRET_ACCESS_KEY"))
+            .env("AWS_EC2_METADATA_DISABLED", "true") // no test asks the machine that it runs on for a key
             .envs(self.variables.iter().map(|(name, value)| (*name, value.as_str())));
         command
     }

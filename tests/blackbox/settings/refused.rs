@@ -25,7 +25,7 @@ fn all_problems_are_named_at_once_one_line_each() {
         ("IAM_PATH", "osb"),
         ("AWS_REGION", "US West"),
         ("AWS_ACCESS_KEY_ID", ""),
-        ("AWS_SECRET_ACCESS_KEY", ""),
+        ("AWS_EC2_METADATA_DISABLED", "perhaps"),
     ];
     let about = complained(&mut broker(&["-with-worker", "-nope=hush", "stray"], &wrong));
     let mut expected: Vec<&str> = wrong.iter().map(|(name, _)| *name).collect();
@@ -42,7 +42,7 @@ fn all_problems_are_named_at_once_one_line_each() {
 fn what_is_missing_is_named_once() {
     let empty: Vec<(&str, &str)> = RIGHT.iter().map(|(name, _)| (*name, "")).collect();
     assert_eq!(complained(&mut broker(&[], &empty)), ["DATABASE_URL", "NAME_PREFIX"]);
-    let worker = ["AWS_ACCESS_KEY_ID", "AWS_REGION", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "NAME_PREFIX"];
+    let worker = ["AWS_REGION", "DATABASE_URL", "NAME_PREFIX"];
     for flags in [&["-background-tasks"], &["-with-worker"]] {
         assert_eq!(complained(&mut broker(flags, &empty)), worker, "{flags:?}");
     }
@@ -69,6 +69,8 @@ fn each_setting_has_its_bounds() {
         ("AWS_ENDPOINT_URL", &["ftp://h", "no url"]),
         ("AWS_ENDPOINT_URL_S3", &["h:9000"]),
         ("AWS_ENDPOINT_URL_IAM", &["h:9000"]),
+        ("AWS_EC2_METADATA_DISABLED", &["1", "yes"]),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &["h:80", "http://h/", "http://169.254.169.254/"]),
     ] {
         for value in values {
             let about = complained(&mut broker(&["-with-worker"], &[(name, value)]));
@@ -78,6 +80,18 @@ fn each_setting_has_its_bounds() {
         }
     }
     assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn half_a_source_of_credentials_names_the_other_half() {
+    let whole = ("AWS_SECRET_ACCESS_KEY", "hush");
+    for (variables, about) in [
+        (&[("AWS_ACCESS_KEY_ID", ""), whole][..], "AWS_ACCESS_KEY_ID"),
+        (&[("AWS_SECRET_ACCESS_KEY", "")], "AWS_SECRET_ACCESS_KEY"),
+        (&[("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")], "AWS_ROLE_ARN"),
+    ] {
+        assert_eq!(complained(&mut broker(&["-background-tasks"], variables)), [about]);
+    }
 }
 
 #[test]
