@@ -14,7 +14,6 @@ mod chaos;
 mod cloud;
 mod crash;
 mod credentials;
-mod credentials;
 mod database;
 mod door;
 mod faults;
