@@ -164,6 +164,7 @@ fn whatever_goes_wrong_at_any_point_the_end_is_the_same() {
     let extent = std::env::var("TEST_MATRIX").unwrap_or_default();
     let seed = std::env::var("TEST_SEED").ok().and_then(|it| it.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    let only = std::env::var("TEST_MATRIX_ONLY").unwrap_or_default();
     let began = Instant::now();
     let mut chosen = Vec::new();
     for (name, plan) in PLANS {
@@ -172,7 +173,10 @@ fn whatever_goes_wrong_at_any_point_the_end_is_the_same() {
         }
         for kind in [Kind::Provision, Kind::Delete, Kind::Sweep] {
             let (cases, clean) = cases(kind, plan);
+            let is_wanted =
+                |case: &Case| only.split_whitespace().all(|word| format!("{name} {case:?}").contains(word));
             let all = cases.len();
+            let cases: Vec<Case> = cases.into_iter().filter(is_wanted).collect();
             let cases = match extent.as_str() {
                 "all" => cases,
                 "part" if plan == SHIELD_VERSIONED && kind != Kind::Sweep => cases,

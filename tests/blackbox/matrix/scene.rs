@@ -133,13 +133,14 @@ impl Scene {
 
     /// Everything that there is of the instance, with what differs from run to run taken out.
     pub(super) fn describe(&self) -> String {
+        let name = self.text("select name from resources");
         let row = self.text(
             "select (to_jsonb(r) - array['created', 'updated', 'key_since', 'username', 'password', 'name',
                 'endpoint', 'user_arn', 'location'])::text || ' key ' || (username is not null)::text || ' secret '
                 || (password is not null)::text from resources r",
         );
         let held = self.setup.database.text("select username from resources");
-        let keys = keys_of(&self.name);
+        let keys = keys_of(&name);
         let keys: Vec<&str> =
             keys.iter().map(|it| if Some(it) == held.as_ref() { "held" } else { "unknown" }).collect();
         let mut text = format!("{row}\nkeys {keys:?}\nleft {:?}\n", self.setup.left_in_aws());
@@ -152,13 +153,13 @@ impl Scene {
             "ownershipControls",
             "policy",
         ] {
-            text.push_str(&format!("{word}: {}\n", ask_s3(&format!("/{}?{word}", self.name))));
+            text.push_str(&format!("{word}: {}\n", ask_s3(&format!("/{}?{word}", name))));
         }
         for action in ["GetUser", "GetUserPolicy"] {
-            let form = format!("Action={action}&Version=2010-05-08&UserName={}&PolicyName=bucket", self.name);
+            let form = format!("Action={action}&Version=2010-05-08&UserName={}&PolicyName=bucket", name);
             text.push_str(&format!("{action}: {}\n", ask_iam(&form)));
         }
-        let text = text.replace(&self.name, "NAME").replace(&self.setup.prefix, "PREFIX");
+        let text = text.replace(&name, "NAME").replace(&self.setup.prefix, "PREFIX");
         let text = text.replace(&self.relay.endpoint, "ENDPOINT");
         ["RequestId", "HostId", "UserId", "CreateDate", "ID"]
             .iter()
