@@ -122,9 +122,10 @@ impl Desk {
         if !self.ready.is_set() {
             return Reply::text(503, "the database has no tables yet");
         }
-        match self.store.transaction(|tx| tx.ping()) {
-            Ok(()) if self.catalog().is_some() => Reply::text(200, "OK"),
-            Ok(()) => Reply::text(503, "the catalog was not read yet"),
+        match self.store.transaction(|tx| tx.is_writable()) {
+            Ok(false) => Reply::text(503, "the database takes no changes"),
+            Ok(true) if self.catalog().is_some() => Reply::text(200, "OK"),
+            Ok(true) => Reply::text(503, "the catalog was not read yet"),
             Err(err) => {
                 log::debug!("not ready: cause={err}");
                 Reply::text(503, "the database is not available")

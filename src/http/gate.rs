@@ -18,9 +18,11 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::large::{Allowance, Room};
 use super::strict::{self, Buffer, Refusal, Request};
 use super::timed::{Deadline, Timed};
 use crate::event::Event;
@@ -115,6 +117,10 @@ pub(super) struct Gate {
     places: Mutex<HashMap<IpAddr, usize>>,
     /// Signalled when a connection has ended.
     left: Condvar,
+    /// Whether connections are being accepted, or those that wait still are to be.
+    accepting: AtomicBool,
+    /// For bodies that are large.
+    room: Room,
 }
 
 /// A connection's place, given up when dropped.
@@ -133,14 +139,23 @@ impl Gate {
             limits.cut(room.max(1));
             log::warn!("connections cut to the descriptor limit: connections_max={}", limits.connections_max);
         }
-        Gate { limits, inside, stop, give_up, places: Mutex::default(), left: Condvar::new() }
+        Gate {
+            limits,
+            inside,
+            stop,
+            give_up,
+            places: Mutex::default(),
+            left: Condvar::new(),
+            accepting: AtomicBool::new(false),
+            room: Room::default(),
+        }
     }
 
     /// Accepts until the process is to end. [`Gate::wake`] makes it look.
     pub(super) fn accept(self: &Arc<Gate>, listener: &TcpListener) {
+        self.accepting.store(true, Ordering::Relaxed);
         while !self.stop.is_set() {
             match listener.accept() {
-                Ok(_) if self.stop.is_set() => {}
                 Ok((socket, peer)) => self.admit(socket, peer),
                 Err(err) => {
                     log::warn!("connection not accepted: cause={err}");
@@ -148,6 +163,17 @@ impl Gate {
                 }
             }
         }
+        // Who connected before the word to end came may have sent a request already.
+        let waiting = listener.set_nonblocking(true).map(|()| std::iter::from_fn(|| listener.accept().ok()));
+        for (socket, peer) in waiting.into_iter().flatten().take(self.limits.connections_max) {
+            if socket.set_nonblocking(false).is_ok() {
+                self.admit(socket, peer);
+            }
+        }
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        self.accepting.store(false, Ordering::Relaxed);
+        drop(places);
+        self.left.notify_all();
     }
 
     /// Makes a waiting [`Gate::accept`] look whether the process is to end.
@@ -165,7 +191,9 @@ impl Gate {
     /// Waits until all connections have ended, `limit` at most.
     pub(super) fn wait_until_empty(&self, limit: Duration) {
         let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.left.wait_timeout_while(places, limit, |it| !it.is_empty());
+        let is_open =
+            |places: &mut HashMap<_, _>| !places.is_empty() || self.accepting.load(Ordering::Relaxed);
+        let waited = self.left.wait_timeout_while(places, limit, is_open);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -241,8 +269,8 @@ impl<S: Deadline> Connection<'_, S> {
     fn serve(&mut self) {
         while self.wait_for_request() {
             self.stream.set_deadline(Instant::now() + self.gate.limits.receive);
-            let request =
-                strict::read_request(&mut self.buffer, &mut self.stream, self.gate.limits.body_bytes_max);
+            let mut allowance = Allowance::new(self.gate.limits.body_bytes_max, &self.gate.room);
+            let request = strict::read_request(&mut self.buffer, &mut self.stream, &mut allowance);
             let request = match request {
                 Ok(request) => request,
                 Err(Refusal::Gone) => return,
@@ -256,6 +284,7 @@ impl<S: Deadline> Connection<'_, S> {
                     return self.refuse(503, "the server did not answer in time");
                 }
             };
+            drop((request, allowance));
             self.stream.set_deadline(Instant::now() + self.gate.limits.send);
             if self.stream.write_all(&answer).is_err() || !keep_alive {
                 return;
@@ -292,7 +321,8 @@ impl<S: Deadline> Connection<'_, S> {
         })?;
         inside.set_write_timeout(Some(self.gate.limits.work))?;
         inside.set_read_timeout(Some(self.gate.limits.work))?;
-        inside.write_all(&rebuild(request, &self.gate.inside.key, self.peer))?;
+        inside.write_all(rebuild_head(request, &self.gate.inside.key, self.peer).as_bytes())?;
+        inside.write_all(&request.body)?;
         let mut answer = Vec::new();
         if inside.take(ANSWER_BYTES_MAX + 1).read_to_end(&mut answer)? as u64 > ANSWER_BYTES_MAX {
             return Err(io::Error::other("the answer is too large")); // a torn one would swallow the next
@@ -340,7 +370,7 @@ fn is_left_out(name: &str) -> bool {
 }
 
 /// The request as tiny_http gets it: one plain form, whatever the peer's was.
-fn rebuild(request: &Request, key: &str, peer: SocketAddr) -> Vec<u8> {
+fn rebuild_head(request: &Request, key: &str, peer: SocketAddr) -> String {
     let mut head = format!("{} {} HTTP/1.1\r\nHost: gate\r\n", request.method, request.target);
     for (name, value) in request.headers.iter().filter(|(name, _)| !is_left_out(name)) {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -349,9 +379,7 @@ fn rebuild(request: &Request, key: &str, peer: SocketAddr) -> Vec<u8> {
     head.push_str(&format!(
         "Content-Length: {length}\r\nConnection: close\r\n{KEY_HEADER}: {key}\r\n{PEER_HEADER}: {peer}\r\n\r\n"
     ));
-    let mut bytes = head.into_bytes();
-    bytes.extend_from_slice(&request.body);
-    bytes
+    head
 }
 
 /// Makes an answer's `Connection` header say what this connection will do.
@@ -388,11 +416,11 @@ mod tests {
             body: b"{}".to_vec(),
             keep_alive: true,
         };
-        let text = String::from_utf8(rebuild(&request, "key", "127.0.0.1:9".parse().unwrap())).unwrap();
+        let text = rebuild_head(&request, "key", "127.0.0.1:9".parse().unwrap());
         assert_eq!(
             text,
             "PUT /v2 HTTP/1.1\r\nHost: gate\r\nauthorization: a\r\nContent-Length: 2\r\nConnection: close\r\n\
-             x-gate-key: key\r\nx-gate-peer: 127.0.0.1:9\r\n\r\n{}"
+             x-gate-key: key\r\nx-gate-peer: 127.0.0.1:9\r\n\r\n"
         );
     }
 

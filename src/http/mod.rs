@@ -12,6 +12,7 @@ mod auth;
 mod call;
 mod desk;
 mod gate;
+mod large;
 mod reply;
 mod strict;
 mod timed;

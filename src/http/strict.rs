@@ -10,6 +10,8 @@
 
 use std::io::{self, Read, Write};
 
+use super::large::Allowance;
+
 /// Largest head, in bytes: request line and headers.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Headers of one request.
@@ -139,14 +141,12 @@ impl Buffer {
 pub(super) fn read_request(
     buffer: &mut Buffer,
     stream: &mut (impl Read + Write),
-    body_bytes_max: usize,
+    allowance: &mut Allowance,
 ) -> Result<Request, Refusal> {
     let head = buffer.take_head(stream)?;
     let (mut request, framing) = parse_head(&head)?;
-    if let Framing::Length(length) = framing
-        && length > body_bytes_max
-    {
-        return Err(Refusal::Bad(413, "the body is too large"));
+    if let Framing::Length(length) = framing {
+        allowance.admit(length)?;
     }
     let expects = match request.header("expect") {
         None => false,
@@ -158,7 +158,7 @@ pub(super) fn read_request(
     }
     request.body = match framing {
         Framing::Length(length) => buffer.take_exactly(length, stream)?,
-        Framing::Chunked => read_chunks(buffer, stream, body_bytes_max)?,
+        Framing::Chunked => read_chunks(buffer, stream, allowance)?,
     };
     Ok(request)
 }
@@ -242,7 +242,7 @@ fn framing(headers: &[(String, String)], is_1_1: bool) -> Result<Framing, Refusa
 fn read_chunks(
     buffer: &mut Buffer,
     stream: &mut impl Read,
-    body_bytes_max: usize,
+    allowance: &mut Allowance,
 ) -> Result<Vec<u8>, Refusal> {
     let mut body = Vec::new();
     loop {
@@ -252,9 +252,7 @@ fn read_chunks(
             && digits.bytes().all(|it| it.is_ascii_hexdigit());
         let size = usize::from_str_radix(digits, 16).ok().filter(|_| plain);
         let size = size.ok_or(Refusal::Bad(400, "a chunk's size is not one"))?;
-        if body.len() + size > body_bytes_max {
-            return Err(Refusal::Bad(413, "the body is too large"));
-        }
+        allowance.admit(body.len() + size)?;
         body.extend(buffer.take_exactly(size, stream)?);
         if buffer.take_exactly(2, stream)? != b"\r\n" {
             return Err(Refusal::Bad(400, "a chunk does not end where it should"));
@@ -312,10 +310,14 @@ mod tests {
         }
     }
 
+    fn up_to(bytes_max: usize) -> Allowance {
+        Allowance::new(bytes_max, &super::super::large::Room::default())
+    }
+
     fn read(sent: &str) -> Result<Request, String> {
         let mut results = [1, 7, 8_192].map(|step| {
             let mut peer = Peer { sent: sent.as_bytes(), step, told: vec![] };
-            read_request(&mut Buffer::default(), &mut peer, 1_000).map_err(|err| match err {
+            read_request(&mut Buffer::default(), &mut peer, &mut up_to(1_000)).map_err(|err| match err {
                 Refusal::Bad(status, _) => status.to_string(),
                 other @ (Refusal::Gone | Refusal::TooSlow) => format!("{other:?}"),
             })
@@ -421,8 +423,8 @@ mod tests {
         let sent =
             b"PUT /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\naGET /2 HTTP/1.1\r\nHost: x\r\n\r\n";
         let (mut buffer, mut peer) = (Buffer::default(), Peer { sent, step: 8_192, told: vec![] });
-        assert_eq!(read_request(&mut buffer, &mut peer, 9).unwrap().target, "/1");
-        assert_eq!(read_request(&mut buffer, &mut peer, 9).unwrap().target, "/2");
+        assert_eq!(read_request(&mut buffer, &mut peer, &mut up_to(9)).unwrap().target, "/1");
+        assert_eq!(read_request(&mut buffer, &mut peer, &mut up_to(9)).unwrap().target, "/2");
         assert!(buffer.is_empty());
     }
 
@@ -430,7 +432,7 @@ mod tests {
     fn continue_is_said_to_those_who_wait_for_it() {
         let head = b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n";
         let mut peer = Peer { sent: head, step: 8_192, told: vec![] };
-        assert!(read_request(&mut Buffer::default(), &mut peer, 9).is_err()); // no body follows
+        assert!(read_request(&mut Buffer::default(), &mut peer, &mut up_to(9)).is_err()); // no body follows
         assert_eq!(peer.told, b"HTTP/1.1 100 Continue\r\n\r\n");
     }
 }

@@ -65,11 +65,11 @@ impl StoreError {
                     let code = code.code();
                     // connection, resources, operator intervention; then deadlock, lock and statement
                     // timeouts, a table, column or right not there yet;
-                    // a database that is missing or lets nobody in
+                    // a database that is missing, lets nobody in, or lets nobody write: a standby
                     ["08", "53", "57"].iter().any(|class| code.starts_with(class))
                         || [
-                            "40001", "40P01", "55P03", "42P01", "42703", "42501", "3F000", "55000", "28P01",
-                            "3D000",
+                            "40001", "40P01", "55P03", "42P01", "42703", "42501", "3F000", "55000", "28000",
+                            "28P01", "3D000", "25006",
                         ]
                         .contains(&code)
                 }
@@ -486,9 +486,9 @@ impl Transaction<'_> {
         Ok(self.0.execute_typed(sql, parameters)?)
     }
 
-    /// Asks for nothing, to see whether there is an answer.
-    pub(crate) fn ping(&mut self) -> Result<(), StoreError> {
-        self.query_one("select 1", &[]).map(drop)
+    /// Whether the server takes changes: a standby does not.
+    pub(crate) fn is_writable(&mut self) -> Result<bool, StoreError> {
+        Ok(self.query_one("show transaction_read_only", &[])?.try_get::<_, &str>(0)? == "off")
     }
 
     /// Several statements without parameters.

@@ -50,6 +50,8 @@ pub(crate) enum Fault {
     Swallow,
     /// It reaches the server when [`Proxy::release`] says so.
     Hold,
+    /// The server carries it out; its answer comes when [`Proxy::release`] says so.
+    HoldAnswer,
 }
 
 /// One of the statements that count.
@@ -102,6 +104,8 @@ struct Link {
     withheld: AtomicUsize,
     /// Whether it is silent instead, and not cut.
     swallowed: AtomicBool,
+    /// The number of the one among them whose answer comes late; 0: of none.
+    held: AtomicUsize,
 }
 
 impl Proxy {
@@ -218,9 +222,10 @@ fn accept(listener: &TcpListener, target: &str, shared: &Arc<Shared>) {
             socket.set_nodelay(true).unwrap();
         }
         let (asked, withheld) = (AtomicUsize::new(1), AtomicUsize::new(0)); // the start-up is answered too
-        let (silent, swallowed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (silent, swallowed, held) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
         let shared = Arc::clone(shared);
-        let link = Arc::new(Link { number, client, server, shared, silent, asked, withheld, swallowed });
+        let link =
+            Arc::new(Link { number, client, server, shared, silent, asked, withheld, swallowed, held });
         let mut state = link.shared.lock();
         if state.ended || state.mood == Mood::Down {
             link.cut();
@@ -247,6 +252,12 @@ impl Shared {
     /// Lets time pass, unless the proxy ends.
     fn wait(&self, limit: Duration) {
         drop(self.changed.wait_timeout_while(self.lock(), limit, |it| !it.ended).unwrap());
+    }
+
+    /// Waits until what is held may go.
+    fn wait_for_release(&self) {
+        let waits = |state: &mut State| !state.released && !state.ended;
+        drop(self.changed.wait_while(self.lock(), waits).unwrap());
     }
 
     /// Does what the fault is, and says that it has happened: who sees the one sees the other.
@@ -405,9 +416,9 @@ impl Link {
             }
             Fault::Hold => {
                 self.shared.strike(|| {});
-                let waits = |state: &mut State| !state.released && !state.ended;
-                drop(self.shared.changed.wait_while(self.shared.lock(), waits).unwrap());
+                self.shared.wait_for_release();
             }
+            Fault::HoldAnswer => self.held.store(self.asked.load(Ordering::SeqCst) + 1, Ordering::SeqCst),
         }
         Ok(())
     }
@@ -442,6 +453,10 @@ impl Link {
             }
             if is_withheld || self.silent.load(Ordering::SeqCst) {
                 continue;
+            }
+            if message.kind == b'Z' && self.held.load(Ordering::SeqCst) == answered {
+                self.shared.strike(|| {}); // nothing of the answer has been sent: it is still in our buffer
+                self.shared.wait_for_release();
             }
             client.write_all(&message.bytes())?;
             if server.buffer().is_empty() {

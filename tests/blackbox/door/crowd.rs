@@ -103,3 +103,43 @@ fn half_open_connections_of_one_address_hold_up_no_other() {
         assert!(median < WAIT_MAX, "the median is {median:?}");
     }
 }
+
+/// Bodies as large as they may be, whose last byte does not come.
+fn hold_large_bodies(target: &Target, count: usize, from: Ipv4Addr) -> Vec<Wire> {
+    let body = "a".repeat((1 << 20) - 1);
+    let head = "PUT /v2/x HTTP/1.1\r\nHost: door\r\nContent-Length: 1048576\r\n\r\n";
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        let mut client = Wire::open(target.address, from).unwrap();
+        if client.send(head).and_then(|()| client.send(&body)).is_ok() {
+            clients.push(client); // the others were sent away while they were sending
+        }
+    }
+    clients
+}
+
+#[test]
+fn large_bodies_of_many_clients_do_not_fill_the_memory() {
+    let _alone = alone();
+    let setup = Setup::new();
+    let target = Target::gate(&setup, "true");
+    let before = target.level();
+    for from in [ATTACKER, Ipv4Addr::new(127, 0, 0, 9)] {
+        let mut clients = hold_large_bodies(&target, 200, from);
+        target.is_up().unwrap();
+        let mut counts = [0, 0];
+        for client in &mut clients {
+            let sent = client.send("a");
+            match client.answer(SOON).map(|it| it.status) {
+                Ok(401) => counts[0] += 1,
+                Ok(503) => counts[1] += 1,
+                other => assert!(sent.is_err() || other.is_err(), "{other:?}"),
+            }
+        }
+        let (rss, peak) = (target.memory("VmRSS"), target.memory("VmHWM"));
+        eprintln!("200 large bodies: {counts:?} were 401 and 503; VmRSS {rss} VmHWM {peak} MiB");
+        assert!(counts[0] > 0 && counts[1] > 0, "{counts:?}");
+        assert!(peak < 64, "{peak} MiB");
+    }
+    target.comes_back_to(before, Duration::from_secs(20)).unwrap();
+}

@@ -86,3 +86,25 @@ fn requests_in_flight_are_answered_before_the_end() {
     assert!(counts.iter().all(Result::is_ok), "{counts:?}");
     assert!(took < END, "{took:?}");
 }
+
+#[test]
+fn who_was_waiting_at_the_door_when_the_word_came_is_answered_too() {
+    let setup = Setup::new();
+    let mut target = Target::gate(&setup, "true");
+    let pid = target.process.pid().to_string();
+    let signal = |name: &str| {
+        let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(sent.unwrap().success());
+    };
+    signal("STOP");
+    let mut clients: Vec<Wire> =
+        (0..BUSY * 3).map(|_| Wire::open(target.address, ATTACKER).unwrap()).collect();
+    for client in &mut clients {
+        client.send(get("/healthz")).unwrap();
+    }
+    signal("TERM");
+    signal("CONT");
+    let answers: Vec<_> = clients.iter_mut().map(|it| it.answer(END).map(|it| it.status)).collect();
+    assert!(answers.iter().all(|it| *it == Ok(200)), "{answers:?}");
+    assert_eq!(target.process.exit_code(), Some(0));
+}

@@ -142,3 +142,24 @@ fn connections_that_break_are_made_anew_without_a_word() {
         });
     }
 }
+
+#[test]
+fn a_database_that_takes_no_changes() {
+    let setup = impatient();
+    add_instance(&setup, "a", "available");
+    let api = setup.api(&[]);
+    let name = name_of(&setup.database).to_owned();
+    let read_only = |word: &str| format!("alter database {name} set default_transaction_read_only = {word}");
+    tell_server(&[read_only("on"), cut_connections(&name)]);
+    for (what, answer) in [
+        ("provision", api.provision("new", BASIC)),
+        ("bind", api.put(&binding_at("a", "b"), &bind_body(BASIC))),
+        ("deprovision", api.deprovision("a", BASIC)),
+    ] {
+        check_error(what, &answer, 503);
+    }
+    assert_eq!(api.get("/readyz").status, 503);
+    tell_server(&[read_only("off"), cut_connections(&name)]);
+    eventually("it is ready again", PATIENCE, || (api.get("/readyz").status == 200).then_some(()));
+    assert_eq!(api.provision("new", BASIC).status, 202);
+}
