@@ -160,6 +160,19 @@ fn orphans_are_told_from_what_others_made() {
 }
 
 #[test]
+fn users_are_read_to_the_end_of_the_list() {
+    let setup = Setup::new();
+    drop(setup.api(&[]));
+    for number in 0..105 {
+        make_user(&format!("{}-u{number:016x}", setup.prefix), None); // more than a page of the relay
+    }
+    let last = format!("{}-uffffffffffffffff", setup.prefix);
+    make_user(&last, Some(&id_of(&setup)));
+    let line = finds(&setup, &[format!("not in the database: kind=user name={last} tag=ours")]);
+    assert!(line.ends_with("untagged_left_out=105"), "{line}");
+}
+
+#[test]
 fn what_instances_lack_is_named() {
     let setup = Setup::new();
     let (api, _worker) = (setup.api(&[]), setup.worker());
