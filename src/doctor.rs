@@ -93,6 +93,11 @@ impl Doctor<'_> {
         Ok(all)
     }
 
+    /// AWS, asked with the broker's own key.
+    fn caller<'c>(&'c self, permit: &'c dyn Permit) -> Caller<'c> {
+        self.aws.caller(&self.settings.credentials, permit)
+    }
+
     /// Compares, and prints a line for each finding and one with the numbers.
     fn report(&self, out: &mut dyn Write) -> Result<bool, StepError> {
         let before = read_books(self.store)?;
@@ -116,7 +121,7 @@ impl Doctor<'_> {
 
     /// What AWS holds that may be ours.
     fn look(&self, before: &Books) -> Result<Held, StepError> {
-        let caller = self.aws.caller(&self.settings.credentials, &Always);
+        let caller = self.caller(&Always);
         let prefix = format!("{}-u", self.settings.name_prefix);
         let mut buckets: Vec<String> = caller.list_buckets(&prefix)?.into_iter().map(|it| it.name).collect();
         // The prefix was another one when these were made.
@@ -162,7 +167,7 @@ impl Doctor<'_> {
             return Ok(Some("the database names it"));
         }
         let permit = Unnamed { store: self.store, name };
-        let caller = self.aws.caller(&self.settings.credentials, &permit);
+        let caller = self.caller(&permit);
         let account = match &self.settings.account_id {
             Some(account) => account.clone(),
             None => caller.get_caller_identity()?.account,

@@ -13,7 +13,7 @@ use std::fmt;
 use crate::steps;
 
 /// What bears a name in AWS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// A bucket.
     Bucket,
@@ -201,14 +201,13 @@ pub(super) fn compare(prefix: &str, held: &Held, before: &Books, after: &Books) 
             (Mark::Others, _) => report.others += 1,
         }
     }
-    let has =
-        |kind: Kind, name: &str| held.things.iter().any(|thing| thing.kind == kind && thing.name == name);
+    let there: BTreeSet<(Kind, &str)> = held.things.iter().map(|it| (it.kind, it.name.as_str())).collect();
     for usable in before.usable.intersection(&after.usable) {
         let keys = held.keys.get(&usable.name).map(Vec::as_slice).unwrap_or_default();
-        if !has(Kind::Bucket, &usable.name) {
+        if !there.contains(&(Kind::Bucket, &usable.name)) {
             report.findings.push(Finding::Missing("bucket", usable.clone()));
         }
-        if !has(Kind::User, &usable.name) {
+        if !there.contains(&(Kind::User, &usable.name)) {
             report.findings.push(Finding::Missing("user", usable.clone()));
         } else if usable.key.as_ref().is_none_or(|key| !keys.contains(key)) {
             report.findings.push(Finding::Missing("access_key", usable.clone()));
