@@ -190,10 +190,17 @@ from (values
 ) as sold (plan, name, human_name, description, cost_cents, attributes, details)
 on conflict do nothing;
 
+-- Who this broker is to AWS: the value of a tag on all that it makes there. Drawn once, by whoever comes first.
+create table if not exists broker (
+    only_row boolean primary key default true check (only_row),
+    id uuid not null default gen_random_uuid()
+);
+insert into broker (only_row) values (true) on conflict do nothing;
+
 -- What the broker looks at to know that there is nothing to do.
 create table if not exists schema_version (
     only_row boolean primary key default true check (only_row),
     version integer not null
 );
-insert into schema_version (version) values (1)
+insert into schema_version (version) values (2)
 on conflict (only_row) do update set version = excluded.version;

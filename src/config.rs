@@ -13,6 +13,7 @@
 
 mod flags;
 mod key_sources;
+mod reconcile;
 mod variables;
 
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ pub(crate) use key_sources::KeySources;
 pub(crate) use key_sources::WebIdentity;
 
 use flags::Flags;
+pub(crate) use reconcile::Errand;
 use variables::Reader;
 
 /// Text that must never be printed: a password, a secret key, a token.
@@ -74,10 +76,12 @@ impl std::fmt::Display for Problem {
 pub(crate) enum Command {
     /// Serve, work, or both.
     Run(Box<Config>),
+    /// Compare AWS with the database, with the settings of a worker.
+    Reconcile(Box<Config>, Errand),
     /// Print the version.
     Version,
-    /// Print how it is used.
-    Help,
+    /// Print how it, or a command of it, is used.
+    Help(&'static str),
 }
 
 /// What a process runs with.
@@ -158,11 +162,12 @@ pub(crate) struct WorkerConfig {
 }
 
 /// What `help` prints.
-pub(crate) const USAGE: &str = "\
+const USAGE: &str = "\
 usage: servicebroker [flags]            answer the platform (api)
        servicebroker -background-tasks  work on AWS (worker)
        servicebroker -with-worker       both in one process
-       servicebroker version | help
+       servicebroker reconcile          report what AWS and the database do not share
+       servicebroker version | help [reconcile]
 
 flags, as -flag value, -flag=value or with two dashes:
   -database-url URL   PostgreSQL (or DATABASE_URL)
@@ -186,15 +191,22 @@ pub(crate) fn parse(
 ) -> (Command, Vec<Problem>) {
     let mut reader = Reader { variable: &variable, problems: Vec::new() };
     let mut flags = Flags::parse(arguments, &mut reader.problems);
-    match flags.subcommand.as_deref() {
+    let subcommand = flags.subcommand.take();
+    let of_reconcile = |word: Option<&str>| if word == Some("reconcile") { reconcile::USAGE } else { USAGE };
+    match subcommand.as_deref() {
+        Some("help") => return (Command::Help(of_reconcile(flags.first_word())), reader.problems),
+        other if flags.help => return (Command::Help(of_reconcile(other)), reader.problems),
         Some("version") => return (Command::Version, reader.problems),
-        Some("help") => return (Command::Help, reader.problems),
+        Some("reconcile") | None => {}
         Some(_) => {
             // not repeated: it may be a database URL whose flag was forgotten
-            let complaint = "holds a word that is no command; known are version and help";
+            let complaint = "holds a word that is no command; known are reconcile, version and help";
             reader.problems.push(Problem::new("command line", complaint));
         }
-        None => {}
+    }
+    let errand = (subcommand.as_deref() == Some("reconcile")).then(|| reader.errand(&mut flags));
+    if !flags.words.is_empty() {
+        reader.problems.push(Problem::new("command line", "holds more than one word that is no flag"));
     }
     let background = flags.boolean("--background-tasks", &mut reader.problems).unwrap_or(false)
         || program.ends_with("start-background.sh");
@@ -210,11 +222,16 @@ pub(crate) fn parse(
         ssl_cert_file: reader.optional("SSL_CERT_FILE"),
         name_prefix: reader.name_prefix(flags.value("--name-prefix")),
         verbosity: flags.number("--v", &mut reader.problems).unwrap_or(0),
-        api: Some(reader.api(&mut flags)).filter(|_| both || !background),
-        worker: (both || background).then(|| reader.worker()),
+        api: errand.is_none().then(|| reader.api(&mut flags)).filter(|_| both || !background),
+        worker: (both || background || errand.is_some()).then(|| reader.worker()),
     };
     flags.finish(&mut reader.problems);
-    (Command::Run(Box::new(config)), reader.problems)
+    let config = Box::new(config);
+    let command = match errand {
+        Some(errand) => Command::Reconcile(config, errand),
+        None => Command::Run(config),
+    };
+    (command, reader.problems)
 }
 
 /// What is said of a missing database URL.

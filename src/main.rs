@@ -6,6 +6,7 @@
 mod aws;
 mod broker;
 mod config;
+mod doctor;
 mod event;
 mod http;
 mod osb;
@@ -23,12 +24,14 @@ use std::time::Duration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use config::{Command, Config, Problem, WorkerConfig};
+use config::{Command, Config, Errand, Problem, WorkerConfig};
 use event::Event;
 use http::Api;
 use store::{Store, Target};
 use worker::{Limits, Worker};
 
+/// A command has found something, or refused something.
+const EXIT_FINDINGS: u8 = 1;
 /// The settings are wrong (sysexits' EX_USAGE is taken by shells; 2 is what flag parsers use).
 const EXIT_USAGE: u8 = 2;
 /// Something that must live has died; the supervisor shall start the process again.
@@ -66,10 +69,11 @@ fn main() -> ExitCode {
     let mut not_text = not_text.into_inner();
     problems.retain(|it| not_text.iter().all(|other| other.setting != it.setting));
     problems.append(&mut not_text);
-    let config = match command {
+    let (config, errand) = match command {
         Command::Version => return print(concat!("servicebroker/", env!("CARGO_PKG_VERSION"), "\n")),
-        Command::Help => return print(config::USAGE),
-        Command::Run(config) => *config,
+        Command::Help(text) => return print(text),
+        Command::Run(config) => (*config, None),
+        Command::Reconcile(config, errand) => (*config, Some(errand)),
     };
     let cert_file = config.ssl_cert_file.as_deref().map(Path::new);
     let mut keep = |problem: Problem| {
@@ -91,8 +95,13 @@ fn main() -> ExitCode {
         eprintln!("servicebroker: {complaint}");
         return ExitCode::from(EXIT_BROKEN);
     }
-    match run(config, target, shop) {
-        Ok(()) => ExitCode::SUCCESS,
+    let ended = match errand {
+        Some(errand) => reconcile(&config, target, shop, &errand),
+        None => run(config, target, shop).map(|()| true),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_FINDINGS),
         Err(complaint) => {
             log::error!("process ends: cause={complaint}");
             ExitCode::from(EXIT_BROKEN)
@@ -176,6 +185,19 @@ fn outfit(
         provision_deadline: config.provision_deadline,
     };
     Ok((aws, settings))
+}
+
+/// Compares AWS with the database, or removes what was named; true when all is well.
+fn reconcile(
+    config: &Config,
+    target: Target,
+    shop: Option<(aws::Aws, steps::Settings)>,
+    errand: &Errand,
+) -> Result<bool, String> {
+    let (aws, settings) = shop.ok_or("no settings of a worker")?;
+    let store = Store::new(target, config.database_connections, config.statement_timeout);
+    let doctor = doctor::Doctor { store: &store, aws: &aws, settings: &settings };
+    doctor.reconcile(errand, &mut std::io::stdout()).map_err(|err| err.to_string())
 }
 
 /// Runs what the settings ask for until a signal comes.

@@ -9,10 +9,14 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str], &[&str])] = &[
     (
         "main",
-        &["aws", "broker", "config", "event", "http", "osb", "random", "steps", "store", "tls", "worker"],
+        &[
+            "aws", "broker", "config", "doctor", "event", "http", "osb", "random", "steps", "store", "tls",
+            "worker",
+        ],
         &["signal_hook", "simple_logger"],
     ),
     ("config", &[], &["pico_args"]),
+    ("doctor", &["aws", "config", "steps", "store"], &[]),
     ("event", &[], &[]),
     ("random", &[], &["ring"]),
     ("osb", &[], &["serde", "serde_json"]),

@@ -10,14 +10,18 @@
 //!
 //! Sources: IAM API Reference, the operations named; IAM User Guide, "Changes that I make are not always immediately visible".
 
+use std::time::SystemTime;
+
 use super::error::none_if;
 use super::query::{Form, Service};
-use super::xml::Element;
+use super::xml::{self, Element};
 use super::{AwsError, Caller};
 use crate::config::Secret;
 
 /// The code for "no such user, key or policy".
 const GONE: &[&str] = &["NoSuchEntity"];
+/// How many users or policies of the account a page may have; IAM may still give fewer.
+const ITEMS_MAX: &str = "1000";
 
 /// An IAM user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,10 @@ pub(crate) struct User {
     pub(crate) arn: String,
     /// The path, `/` where the store has none.
     pub(crate) path: String,
+    /// When it was made, where the store says so.
+    pub(crate) created: Option<SystemTime>,
+    /// Its tags: in the answer of GetUser only.
+    pub(crate) tags: Vec<(String, String)>,
 }
 
 impl User {
@@ -34,7 +42,9 @@ impl User {
         let arn = result.find_text(&["User", "Arn"]).filter(|arn| !arn.is_empty());
         let arn = arn.ok_or(AwsError::Malformed { operation, what: "a user without ARN" })?.to_owned();
         let path = result.find_text(&["User", "Path"]).unwrap_or("/").to_owned();
-        Ok(User { arn, path })
+        let created = xml::read_time(result.find_text(&["User", "CreateDate"]));
+        let tags = xml::read_tags(result.find(&["User", "Tags"]), "member");
+        Ok(User { arn, path, created, tags })
     }
 }
 
@@ -111,6 +121,18 @@ impl Caller<'_> {
         let form = Form::new(operation, &[("UserName", name)]);
         let found = none_if(self.ask(&self.iam(), &form), GONE)?;
         found.map(|result| User::read(operation, &result)).transpose()
+    }
+
+    /// The names of all users of the account.
+    pub(crate) fn list_users(&self) -> Result<Vec<String>, AwsError> {
+        let form = Form::new("ListUsers", &[("MaxItems", ITEMS_MAX)]);
+        self.list(&self.iam(), &form, "Users", |member| owned(member.find_text(&["UserName"])))
+    }
+
+    /// The names of all managed policies of the account.
+    pub(crate) fn list_policies(&self) -> Result<Vec<String>, AwsError> {
+        let form = Form::new("ListPolicies", &[("Scope", "Local"), ("MaxItems", ITEMS_MAX)]);
+        self.list(&self.iam(), &form, "Policies", |member| owned(member.find_text(&["PolicyName"])))
     }
 
     /// Deletes a user that has no keys and policies any more.
@@ -216,12 +238,28 @@ mod tests {
         let tags = [("k/1".to_owned(), String::new()), ("k2".to_owned(), "v w".to_owned())];
         let make = |caller: Caller<'_>| caller.create_user("u", Some("/osb/"), Some("arn:b"), &tags);
         let stub = Stub::start(&[MADE, EXISTS]);
-        let user = User { arn: "arn:aws:iam::111122223333:user/osb/u".into(), path: "/osb/".into() };
-        assert_eq!(call(stub.port, 9, make), Ok(Some(user)));
+        let user = call(stub.port, 9, make).unwrap().unwrap();
+        assert_eq!(
+            (user.arn.as_str(), user.path.as_str()),
+            ("arn:aws:iam::111122223333:user/osb/u", "/osb/")
+        );
         assert_eq!(call(stub.port, 9, make), Ok(None));
         let form = "UserName=u&Path=%2Fosb%2F&PermissionsBoundary=arn%3Ab&Tags.member.1.Key=k%2F1\
             &Tags.member.1.Value=&Tags.member.2.Key=k2&Tags.member.2.Value=v%20w";
         assert!(stub.requests().remove(0).ends_with(form));
+    }
+
+    #[test]
+    fn a_user_is_read_with_age_and_tags() {
+        const FOUND: Reply = Reply::Answer(
+            200,
+            "<GetUserResponse><GetUserResult><User><Arn>arn:u</Arn><CreateDate>1970-01-01T01:00:00Z</CreateDate>\
+             <Tags><member><Key>k</Key><Value>v</Value></member><member><Key>e</Key><Value/></member></Tags>\
+             </User></GetUserResult></GetUserResponse>",
+        );
+        let user = call(Stub::start(&[FOUND]).port, 9, |caller| caller.get_user("u")).unwrap().unwrap();
+        assert_eq!(user.created, Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(3_600)));
+        assert_eq!(user.tags, [("k".to_owned(), "v".to_owned()), ("e".to_owned(), String::new())]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use jiff::Timestamp;
 use rusty_s3::Method;
@@ -21,6 +22,7 @@ use super::endpoints::Endpoint;
 use super::error::none_if;
 
 use super::sigv4;
+use super::xml;
 use super::{Aws, AwsError, Caller, Credentials};
 
 /// The namespace of all bodies.
@@ -39,6 +41,15 @@ pub(crate) enum BucketCreation {
     Ours,
     /// Somebody else has the name.
     TakenByAnother,
+}
+
+/// A bucket of our account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    /// Its name.
+    pub(crate) name: String,
+    /// When it was made, where the store says so.
+    pub(crate) created: Option<SystemTime>,
 }
 
 impl Aws {
@@ -175,18 +186,23 @@ impl<'a> Caller<'a> {
     }
 
     /// Whether a bucket is among those of our account.
+    pub(crate) fn owns_bucket(&self, bucket: &str) -> Result<bool, AwsError> {
+        Ok(self.list_buckets(bucket)?.iter().any(|it| it.name == bucket))
+    }
+
+    /// The buckets of our account whose names begin with `prefix`.
     ///
     /// Stores that know neither `prefix` nor pages answer with all buckets at once, which is as good.
-    pub(crate) fn owns_bucket(&self, bucket: &str) -> Result<bool, AwsError> {
+    pub(crate) fn list_buckets(&self, prefix: &str) -> Result<Vec<Bucket>, AwsError> {
         let operation = "ListBuckets";
         let url = Url::parse(&format!("{}/", self.aws.endpoints.s3.base))
             .map_err(|_| AwsError::Malformed { operation, what: "the endpoint is not a URL" })?;
-        let mut next = None;
+        let (mut buckets, mut next) = (Vec::new(), None);
         for _ in 0..PAGES_MAX {
             let mut call = self
                 .about(operation, Method::Get, url.clone())
                 .with_query("max-buckets", BUCKETS_PER_PAGE)
-                .with_query("prefix", bucket);
+                .with_query("prefix", prefix);
             if let Some(token) = next {
                 call = call.with_query("continuation-token", token);
             }
@@ -194,13 +210,14 @@ impl<'a> Caller<'a> {
             if root.name != "ListAllMyBucketsResult" {
                 return Err(AwsError::Malformed { operation, what: "not a list of buckets" });
             }
-            let mut found = root.find(&["Buckets"]).into_iter().flat_map(|list| list.children("Bucket"));
-            if found.any(|it| it.find_text(&["Name"]) == Some(bucket)) {
-                return Ok(true);
+            for bucket in root.find(&["Buckets"]).into_iter().flat_map(|list| list.children("Bucket")) {
+                let name = bucket.find_text(&["Name"]).unwrap_or_default().to_owned();
+                let created = xml::read_time(bucket.find_text(&["CreationDate"]));
+                buckets.extend(name.starts_with(prefix).then_some(Bucket { name, created }));
             }
             match root.find_text(&["ContinuationToken"]).filter(|token| !token.is_empty()) {
                 Some(token) => next = Some(token.to_owned()),
-                None => return Ok(false),
+                None => return Ok(buckets),
             }
         }
         Err(AwsError::Malformed { operation, what: "the list does not end" })
@@ -362,10 +379,10 @@ mod tests {
             200,
             "<ListAllMyBucketsResult><Buckets><Bucket><Name>b-2</Name></Bucket></Buckets></ListAllMyBucketsResult>",
         );
-        for (bucket, owned, pages) in [("b-1", true, 1), ("b-2", true, 2), ("b", false, 2)] {
+        for (bucket, owned) in [("b-1", true), ("b-2", true), ("b", false)] {
             let stub = Stub::start(&[FIRST, LAST]);
             assert_eq!(call(stub.port, 9, |caller| caller.owns_bucket(bucket)).unwrap(), owned);
-            assert_eq!(stub.requests().len(), pages);
+            assert_eq!(stub.requests().len(), 2);
         }
     }
 }

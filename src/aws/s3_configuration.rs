@@ -215,10 +215,22 @@ impl Caller<'_> {
     pub(crate) fn put_bucket_tagging(&self, bucket: &str, tags: &[(String, String)]) -> Result<(), AwsError> {
         self.put_setting("PutBucketTagging", bucket, "tagging", write_tags(tags))
     }
+
+    /// The tags of the bucket; `None` when there is no such bucket. An answer about something else,
+    /// from a store that does not know the question, counts as no tags.
+    pub(crate) fn get_bucket_tagging(&self, bucket: &str) -> Result<Option<Vec<(String, String)>>, AwsError> {
+        let root = self.read_setting("GetBucketTagging", bucket, "tagging", &["NoSuchTagSet"]);
+        let Some(root) = none_if(root, &["NoSuchBucket"])? else {
+            return Ok(None);
+        };
+        let tagging = root.filter(|it| it.name == "Tagging");
+        Ok(Some(xml::read_tags(tagging.as_ref().and_then(|it| it.find(&["TagSet"])), "Tag")))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::stub::{Reply, Stub, call};
     use super::*;
 
     #[test]
@@ -248,6 +260,23 @@ mod tests {
         assert!(tags.ends_with(
             "<TagSet><Tag><Key>k&lt;1&gt;</Key><Value>v</Value></Tag><Tag><Key>k2</Key><Value></Value></Tag></TagSet></Tagging>"
         ));
+    }
+
+    #[test]
+    fn tags_are_read_and_their_absence_is_no_error() {
+        const NONE: Reply = Reply::Answer(404, "<Error><Code>NoSuchTagSet</Code></Error>");
+        const GONE: Reply = Reply::Answer(404, "<Error><Code>NoSuchBucket</Code></Error>");
+        const LISTING: Reply = Reply::Answer(200, "<ListBucketResult><Tag/></ListBucketResult>");
+        const SOME: Reply =
+            Reply::Answer(200, "<Tagging><TagSet><Tag><Key>k</Key><Value>v</Value></Tag></TagSet></Tagging>");
+        let some = vec![("k".to_owned(), "v".to_owned())];
+        let read = |script: &'static [Reply]| {
+            call(Stub::start(script).port, 9, |caller| caller.get_bucket_tagging("b")).unwrap()
+        };
+        assert_eq!(read(&[NONE]), Some(vec![]));
+        assert_eq!(read(&[GONE]), None);
+        assert_eq!(read(&[LISTING]), Some(vec![]));
+        assert_eq!(read(&[SOME]), Some(some));
     }
 
     #[test]

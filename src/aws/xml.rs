@@ -9,6 +9,9 @@
 //!
 //! Sources: XML 1.0, fifth edition; S3 and IAM API References, "Common Errors".
 
+use std::time::SystemTime;
+
+use jiff::Timestamp;
 use quick_xml::Reader;
 use quick_xml::events::{BytesRef, Event};
 
@@ -166,6 +169,18 @@ fn resolve(reference: &BytesRef<'_>) -> Result<char, XmlError> {
         "quot" => Ok('"'),
         _ => Err(XmlError::Forbidden),
     }
+}
+
+/// A moment as AWS writes it (ISO 8601); `None` where there is none that can be read.
+pub(super) fn read_time(text: Option<&str>) -> Option<SystemTime> {
+    text?.trim().parse::<Timestamp>().ok().map(SystemTime::from)
+}
+
+/// Tags below `list`, each in an element called `name`.
+pub(super) fn read_tags(list: Option<&Element>, name: &str) -> Vec<(String, String)> {
+    let text = |tag: &Element, part| tag.find_text(&[part]).unwrap_or_default().to_owned();
+    let tags = list.into_iter().flat_map(|list| list.children(name));
+    tags.map(|tag| (text(tag, "Key"), text(tag, "Value"))).collect()
 }
 
 /// Whether XML can hold `text` at all. It has no way to write most control characters, not as numbers either.

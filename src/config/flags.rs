@@ -5,8 +5,18 @@ use std::ffi::OsString;
 use super::Problem;
 
 /// Flags that take no value unless one is given with `=`.
-const BOOLEAN_FLAGS: [&str; 6] =
-    ["background-tasks", "with-worker", "insecure", "strict-osb", "logtostderr", "alsologtostderr"];
+const BOOLEAN_FLAGS: [&str; 10] = [
+    "background-tasks",
+    "with-worker",
+    "insecure",
+    "strict-osb",
+    "logtostderr",
+    "alsologtostderr",
+    "delete",
+    "yes",
+    "with-objects",
+    "younger-than-an-hour",
+];
 
 /// glog's flags: accepted, since existing deployments pass them. Logs always go to stderr.
 const GLOG_FLAGS: [&str; 6] = [
@@ -22,6 +32,10 @@ const GLOG_FLAGS: [&str; 6] = [
 pub(super) struct Flags {
     /// The first word that is no flag.
     pub(super) subcommand: Option<String>,
+    /// The words after it.
+    pub(super) words: Vec<String>,
+    /// Whether help is asked for by a flag.
+    pub(super) help: bool,
     /// The rest, each flag with two dashes and a value.
     arguments: pico_args::Arguments,
 }
@@ -29,7 +43,7 @@ pub(super) struct Flags {
 impl Flags {
     /// Brings `-x`, `--x`, `-x=v` and `-x v` to one form: every flag has two dashes and a value.
     pub(super) fn parse(arguments: Vec<String>, problems: &mut Vec<Problem>) -> Flags {
-        let mut subcommand = None;
+        let (mut subcommand, mut words, mut help) = (None, Vec::new(), false);
         let mut normalised: Vec<OsString> = Vec::new();
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
@@ -38,11 +52,12 @@ impl Flags {
             if dashes == 0 || dashes > 2 || name.is_empty() {
                 match subcommand {
                     None => subcommand = Some(argument),
-                    Some(_) => problems
-                        .push(Problem::new("command line", "holds more than one word that is no flag")),
+                    Some(_) => words.push(argument),
                 }
-            } else if matches!(name, "help" | "h" | "version") {
-                subcommand = Some(if name == "version" { "version" } else { "help" }.to_owned());
+            } else if matches!(name, "help" | "h") {
+                help = true;
+            } else if name == "version" {
+                subcommand = Some(name.to_owned());
             } else if name.contains('=') {
                 normalised.push(format!("--{name}").into());
             } else if BOOLEAN_FLAGS.contains(&name) {
@@ -53,7 +68,12 @@ impl Flags {
                 problems.push(Problem::new(format!("-{}", name.escape_debug()), "needs a value"));
             }
         }
-        Flags { subcommand, arguments: pico_args::Arguments::from_vec(normalised) }
+        Flags { subcommand, words, help, arguments: pico_args::Arguments::from_vec(normalised) }
+    }
+
+    /// The first word after the sub-command.
+    pub(super) fn first_word(&self) -> Option<&str> {
+        self.words.first().map(String::as_str)
     }
 
     /// The value of a flag; the last one given counts, as in Go.

@@ -19,7 +19,7 @@ fn run(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (Option
     let problems = problems.iter().map(ToString::to_string).collect();
     match command {
         Command::Run(config) => (Some(*config), problems),
-        Command::Version | Command::Help => (None, problems),
+        Command::Version | Command::Help(_) | Command::Reconcile(..) => (None, problems),
     }
 }
 
@@ -125,6 +125,68 @@ fn the_worker_needs_no_key_and_reads_where_to_find_one() {
         sources(&[("AWS_WEB_IDENTITY_TOKEN_FILE", "/t"), ("AWS_ROLE_ARN", "arn")]).web_identity.unwrap();
     assert_eq!((role.token_file.as_str(), role.role_arn.as_str(), role.session_name), ("/t", "arn", None));
     assert!(sources(&[("AWS_ROLE_ARN", "arn")]).web_identity.is_none());
+}
+
+#[test]
+fn commands_are_read_before_flags_and_unknown_ones_are_refused() {
+    let command = |arguments: &[&str]| {
+        let arguments = arguments.iter().map(|&it| it.to_owned()).collect();
+        let (command, problems) =
+            parse("/start.sh", arguments, |name| Some(WORKER.iter().find(|(key, _)| *key == name)?.1.into()));
+        (command, problems.iter().map(ToString::to_string).collect::<Vec<String>>())
+    };
+    for words in [&["reconcile", "--help"][..], &["--help", "reconcile"], &["help", "reconcile"]] {
+        let (Command::Help(text), _) = command(words) else { panic!("{words:?}") };
+        assert!(text.contains("--with-objects"), "{words:?}");
+    }
+    for words in [&["help"][..], &["-h"], &["--help", "-with-worker"]] {
+        let (Command::Help(text), _) = command(words) else { panic!("{words:?}") };
+        assert!(text.contains("-with-worker"), "{words:?}");
+    }
+    for words in [&["reconsile"][..], &["serve", "-v", "2"], &["postgres://u:hush@h/d", "reconcile"]] {
+        let problems = command(words).1.join("\n");
+        assert!(problems.contains("known are reconcile, version and help"), "{words:?}: {problems}");
+        assert!(!problems.contains("hush"), "{problems}");
+    }
+}
+
+#[test]
+fn reconcile_has_the_settings_of_a_worker_and_names_to_remove() {
+    let run = |arguments: &[&str]| {
+        let arguments = arguments.iter().map(|&it| it.to_owned()).collect();
+        // a port that no api could have: what only an api needs is not looked at
+        let variable = |name: &'static str| match name {
+            "PORT" => Some("x".to_owned()),
+            _ => Some(WORKER.iter().find(|(key, _)| *key == name)?.1.to_owned()),
+        };
+        let (command, problems) = parse("servicebroker", arguments, variable);
+        let Command::Reconcile(config, errand) = command else { panic!("{command:?}") };
+        assert!(config.api.is_none() && config.worker.is_some());
+        (errand, problems.iter().map(|it| it.setting.clone()).collect::<Vec<String>>())
+    };
+    let (only_reports, problems) = run(&["reconcile", "-logtostderr=1", "-v", "1"]);
+    assert_eq!((only_reports.remove, problems), (vec![], vec![]));
+    let (errand, problems) =
+        run(&["-logtostderr", "reconcile", "--delete", "a", "--yes", "b", "--with-objects"]);
+    assert_eq!(problems, Vec::<String>::new());
+    let remove = vec!["a".to_owned(), "b".to_owned()];
+    assert_eq!(errand, Errand { remove, with_objects: true, yes: true, young: false });
+    assert!(run(&["reconcile", "--delete", "a", "--younger-than-an-hour"]).0.young);
+    for (wrong, setting) in [
+        (&["reconcile", "--delete"][..], "--delete"),
+        (&["reconcile", "--delete=a"], "--delete"),
+        (&["reconcile", "a"], "reconcile"),
+        (&["reconcile", "--yes"], "reconcile"),
+        (&["reconcile", "--with-objects"], "reconcile"),
+        (&["reconcile", "--all"], "--all"),
+        (&["reconcile", "-port=80"], "-port"),
+    ] {
+        let (_, problems) = run(wrong);
+        assert!(
+            problems.iter().any(|it| it.trim_start_matches('-') == setting.trim_start_matches('-')),
+            "{wrong:?}: {problems:?}"
+        );
+    }
 }
 
 #[test]

@@ -2,12 +2,12 @@
 //! user, uploads, all versions, the bucket. *sweep*: the same once more, some time later.
 //!
 //! An instance of the old broker is removed by the same steps; it has a managed policy besides.
+//! [`Removal`] is the part that knows names only: an operator's command shares it with the tasks.
 
 use std::time::{Duration, Instant};
 
 use super::{Ending, Notes, StepError, Work};
 use crate::aws::{AbortedUpload, AwsError, Caller, ObjectError};
-use crate::store::Instance;
 
 /// How long one run may empty a bucket before others get their turn.
 const SLICE: Duration = Duration::from_secs(30);
@@ -19,8 +19,10 @@ const UPLOAD_PAGES_MAX: usize = 100;
 /// Removes the instance's bucket, user and whatever belongs to them.
 pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     let instance = work.instance()?;
-    remove_user(work, &instance, &instance.name)?;
-    remove_bucket(work, &instance, &instance.name)?;
+    let report = |progress| work.report(progress);
+    let removal = Removal { account: work.account(&instance), ..Removal::of(work, &report) };
+    removal.remove_user(&instance.name)?;
+    removal.remove_bucket(&instance.name)?;
     Ok(Ending::Removed { name: instance.name })
 }
 
@@ -29,70 +31,116 @@ pub(super) fn sweep(work: &Work<'_>) -> Result<Ending, StepError> {
     let name = Notes::parse(&work.claim.metadata).name;
     let name = name.ok_or_else(|| StepError::Unfixable("the task names nothing to look for".to_owned()))?;
     let instance = work.instance()?;
-    remove_user(work, &instance, &name)?;
+    let report = |progress| work.report(progress);
+    let removal = Removal { account: work.account(&instance), ..Removal::of(work, &report) };
+    removal.remove_user(&name)?;
     // The name may be one that turned out to be somebody else's bucket.
     if work.caller().owns_bucket(&name)? {
-        remove_bucket(work, &instance, &name)?;
+        removal.remove_bucket(&name)?;
     }
     Ok(Ending::Swept)
 }
 
-/// Leaves no user of that name, no key and no policy of it.
-fn remove_user(work: &Work<'_>, instance: &Instance, name: &str) -> Result<(), StepError> {
-    let caller = work.caller();
-    for key in caller.list_access_keys(name)? {
-        caller.delete_access_key(name, &key)?;
-    }
-    for policy in caller.list_user_policies(name)? {
-        caller.delete_user_policy(name, &policy)?;
-    }
-    for policy in caller.list_attached_user_policies(name)? {
-        caller.detach_user_policy(name, &policy)?;
-    }
-    remove_managed_policy(work, instance, name)?;
-    Ok(caller.delete_user(name)?)
+/// Removes what bears a name. Whoever gives the caller its permit answers for the name.
+pub(crate) struct Removal<'a> {
+    /// AWS.
+    pub(crate) caller: Caller<'a>,
+    /// The second field of every ARN.
+    pub(crate) partition: &'static str,
+    /// The account that bucket and user belong to, where it is known.
+    pub(crate) account: Option<&'a str>,
+    /// Is told now and then how far the emptying of a bucket has come.
+    pub(crate) report: &'a dyn Fn(String) -> Result<(), StepError>,
 }
 
-/// The old broker made a policy `<name>policy` for each instance. Its ARN is computed, so that it
-/// is found also by a run that comes after it was detached.
-fn remove_managed_policy(work: &Work<'_>, instance: &Instance, name: &str) -> Result<(), StepError> {
-    if !is_old_name(name) {
-        return Ok(());
+impl<'a> Removal<'a> {
+    /// The removal that a task does; the account is not known yet.
+    fn of(work: &'a Work<'_>, report: &'a dyn Fn(String) -> Result<(), StepError>) -> Removal<'a> {
+        Removal { caller: work.caller(), partition: work.aws.partition(), account: None, report }
     }
-    let caller = work.caller();
-    let account = match work.account(instance) {
-        Some(account) => account.to_owned(),
-        None => caller.get_caller_identity()?.account,
-    };
-    let arn = format!("arn:{}:iam::{account}:policy/{name}policy", work.aws.partition());
-    for version in caller.list_policy_versions(&arn)? {
-        if !version.is_default {
-            caller.delete_policy_version(&arn, &version.id)?;
+
+    /// Leaves no user of that name, no key and no policy of it.
+    pub(crate) fn remove_user(&self, name: &str) -> Result<(), StepError> {
+        let caller = self.caller;
+        for key in caller.list_access_keys(name)? {
+            caller.delete_access_key(name, &key)?;
+        }
+        for policy in caller.list_user_policies(name)? {
+            caller.delete_user_policy(name, &policy)?;
+        }
+        for policy in caller.list_attached_user_policies(name)? {
+            caller.detach_user_policy(name, &policy)?;
+        }
+        if let Some(arn) = self.old_policy(name)? {
+            for version in caller.list_policy_versions(&arn)?.iter().filter(|it| !it.is_default) {
+                caller.delete_policy_version(&arn, &version.id)?;
+            }
+            caller.delete_policy(&arn)?;
+        }
+        Ok(caller.delete_user(name)?)
+    }
+
+    /// The old broker made a policy `<name>policy` for each instance. Its ARN is computed, so that it
+    /// is found also by a run that comes after it was detached.
+    pub(crate) fn old_policy(&self, name: &str) -> Result<Option<String>, StepError> {
+        if !is_old_name(name) {
+            return Ok(None);
+        }
+        let account = match self.account {
+            Some(account) => account.to_owned(),
+            None => self.caller.get_caller_identity()?.account,
+        };
+        Ok(Some(format!("arn:{}:iam::{account}:policy/{name}policy", self.partition)))
+    }
+
+    /// Leaves no bucket of that name that is ours.
+    pub(crate) fn remove_bucket(&self, name: &str) -> Result<(), StepError> {
+        let caller = self.caller.expecting_owner(self.account);
+        match remove_uploads(&caller, name) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()), // no such bucket
+            Err(err) if err.code() == Some("AccessDenied") && !self.caller.owns_bucket(name)? => {
+                log::warn!("bucket is somebody else's and stays: bucket={name}");
+                return Ok(());
+            }
+            Err(err) => return Err(err.into()),
+        }
+        self.remove_versions(&caller, name)?;
+        Ok(caller.delete_bucket(name)?)
+    }
+
+    /// Deletes all versions and delete markers, always from the start, until a first page is empty.
+    fn remove_versions(&self, caller: &Caller<'_>, bucket: &str) -> Result<(), StepError> {
+        let (began, mut reported, mut deleted) = (Instant::now(), Instant::now(), 0_usize);
+        loop {
+            let Some(page) = caller.list_object_versions(bucket)? else {
+                return Ok(());
+            };
+            if page.objects.is_empty() && !page.truncated {
+                return Ok(());
+            }
+            let errors = caller.delete_objects(bucket, &page.objects)?;
+            let gone = page.objects.len().saturating_sub(errors.len());
+            if gone == 0 {
+                return Err(stuck(&errors));
+            }
+            deleted += gone;
+            let progress = format!("the bucket is being emptied: {deleted} versions deleted in this run");
+            if began.elapsed() > SLICE {
+                return Err(StepError::Wait { delay: Duration::ZERO, reason: progress });
+            }
+            if reported.elapsed() > REPORT_INTERVAL {
+                (self.report)(progress)?;
+                reported = Instant::now();
+            }
         }
     }
-    Ok(caller.delete_policy(&arn)?)
 }
 
 /// Whether the old broker made the name: it took eight digits where we take sixteen.
-fn is_old_name(name: &str) -> bool {
+pub(crate) fn is_old_name(name: &str) -> bool {
     let digits = name.rsplit_once("-u").map_or("", |(_, digits)| digits);
     digits.len() == 8 && digits.bytes().all(|it| it.is_ascii_hexdigit())
-}
-
-/// Leaves no bucket of that name that is ours.
-fn remove_bucket(work: &Work<'_>, instance: &Instance, name: &str) -> Result<(), StepError> {
-    let caller = work.caller().expecting_owner(work.account(instance));
-    match remove_uploads(&caller, name) {
-        Ok(true) => {}
-        Ok(false) => return Ok(()), // no such bucket
-        Err(err) if err.code() == Some("AccessDenied") && !work.caller().owns_bucket(name)? => {
-            log::warn!("bucket is somebody else's and stays: bucket={name}");
-            return Ok(());
-        }
-        Err(err) => return Err(err.into()),
-    }
-    remove_versions(work, &caller, name)?;
-    Ok(caller.delete_bucket(name)?)
 }
 
 /// Aborts unfinished uploads; false when there is no such bucket.
@@ -113,33 +161,6 @@ fn remove_uploads(caller: &Caller<'_>, bucket: &str) -> Result<bool, AwsError> {
         }
     }
     Ok(true)
-}
-
-/// Deletes all versions and delete markers, always from the start, until a first page is empty.
-fn remove_versions(work: &Work<'_>, caller: &Caller<'_>, bucket: &str) -> Result<(), StepError> {
-    let (began, mut reported, mut deleted) = (Instant::now(), Instant::now(), 0_usize);
-    loop {
-        let Some(page) = caller.list_object_versions(bucket)? else {
-            return Ok(());
-        };
-        if page.objects.is_empty() && !page.truncated {
-            return Ok(());
-        }
-        let errors = caller.delete_objects(bucket, &page.objects)?;
-        let gone = page.objects.len().saturating_sub(errors.len());
-        if gone == 0 {
-            return Err(stuck(&errors));
-        }
-        deleted += gone;
-        let progress = format!("the bucket is being emptied: {deleted} versions deleted in this run");
-        if began.elapsed() > SLICE {
-            return Err(StepError::Wait { delay: Duration::ZERO, reason: progress });
-        }
-        if reported.elapsed() > REPORT_INTERVAL {
-            work.report(progress)?;
-            reported = Instant::now();
-        }
-    }
 }
 
 /// Names what cannot be deleted.

@@ -20,6 +20,11 @@ use crate::aws::{Aws, AwsError, Caller, Permit};
 use crate::random;
 use crate::store::{Claim, Instance, NewTask, Store, StoreError, TaskKind, Transaction, Whereabouts};
 
+pub(crate) use delete::{Removal, is_old_name};
+
+/// The tag by which the buckets and users of this broker are known; its value is the broker's id.
+pub(crate) const BROKER_TAG: &str = "servicebroker";
+
 /// What the worker's settings say about the work.
 pub(crate) struct Settings {
     /// AWS account id, where known.
@@ -182,6 +187,11 @@ pub(crate) fn sweep(instance: &str, name: String, delay: Duration) -> Result<New
         metadata: Notes { name: Some(name), ..Notes::default() }.to_json(),
         delay,
     })
+}
+
+/// The name that an open task will look for, whatever its instance is called by now.
+pub(crate) fn name_in(metadata: &str) -> Option<String> {
+    Notes::parse(metadata).name
 }
 
 impl Notes {

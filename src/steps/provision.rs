@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Ending, Notes, StepError, Work, find_bucket, sweep};
+use super::{BROKER_TAG, Ending, Notes, StepError, Work, find_bucket, sweep};
 use crate::aws::{
     AwsError, BucketCreation, Credentials, KmsKey, tag_value, tenant_policy, tls_only_bucket_policy,
 };
@@ -68,7 +68,8 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
 /// Everything that does not have to wait for the key.
 fn prepare(work: &Work<'_>, instance: &mut Instance, notes: &mut Notes) -> Result<(), StepError> {
     let promise = promise(work, instance)?;
-    ensure_user(work, instance)?;
+    let tags = tags(work, instance)?;
+    ensure_user(work, instance, &tags)?;
     let key = kms_key(work, instance, &promise)?;
     let policy = tenant_policy(work.aws.partition(), &instance.name, key.as_ref());
     work.caller().put_user_policy(&instance.name, POLICY_NAME, &policy)?;
@@ -81,7 +82,7 @@ fn prepare(work: &Work<'_>, instance: &mut Instance, notes: &mut Notes) -> Resul
     if promise.versioned {
         ensure_versioning(work, instance)?;
     }
-    let tagged = work.caller().put_bucket_tagging(&instance.name, &tags(instance));
+    let tagged = work.caller().put_bucket_tagging(&instance.name, &tags);
     skip_unknown(tagged, "PutBucketTagging", &instance.name)
 }
 
@@ -109,14 +110,14 @@ fn kms_key(work: &Work<'_>, instance: &Instance, promise: &Promise) -> Result<Op
 }
 
 /// Leaves a user of the instance's name, and its ARN in the row.
-fn ensure_user(work: &Work<'_>, instance: &mut Instance) -> Result<(), StepError> {
+fn ensure_user(work: &Work<'_>, instance: &mut Instance, tags: &[(String, String)]) -> Result<(), StepError> {
     if instance.user_arn.is_some() {
         return Ok(());
     }
     let (path, boundary) =
         (work.settings.iam_path.as_deref(), work.settings.iam_permissions_boundary.as_deref());
     let caller = work.caller();
-    let made = caller.create_user(&instance.name, path, boundary, &tags(instance))?;
+    let made = caller.create_user(&instance.name, path, boundary, tags)?;
     // The name is random: a user that is there already is the work of an earlier run.
     let user = match made {
         Some(user) => Some(user),
@@ -282,11 +283,11 @@ fn remove_unknown_keys(work: &Work<'_>, instance: &Instance) -> Result<(), StepE
 }
 
 /// The tags of bucket and user.
-fn tags(instance: &Instance) -> Vec<(String, String)> {
+fn tags(work: &Work<'_>, instance: &Instance) -> Result<Vec<(String, String)>, StepError> {
+    let broker = work.store.transaction(|tx| tx.broker_id())?;
     let organization = instance.provisioned.organization.as_deref().unwrap_or_default();
-    [("billingcode", organization), ("instance", &instance.id)]
-        .map(|(key, value)| (key.to_owned(), tag_value(value)))
-        .into()
+    let tags = [("billingcode", organization), ("instance", &instance.id), (BROKER_TAG, &broker)];
+    Ok(tags.map(|(key, value)| (key.to_owned(), tag_value(value))).into())
 }
 
 /// Goes on without what a store does not know.

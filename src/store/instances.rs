@@ -39,7 +39,7 @@ impl InstanceStatus {
     }
 
     /// The status that a text means. The old broker wrote others; such a row is as good as its key.
-    fn parse(text: &str, has_key: bool) -> InstanceStatus {
+    pub(super) fn parse(text: &str, has_key: bool) -> InstanceStatus {
         match text {
             "provisioning" => InstanceStatus::Provisioning,
             "modifying" => InstanceStatus::Modifying,

@@ -18,6 +18,7 @@ mod catalog;
 mod connect;
 mod instances;
 mod listen;
+mod names;
 mod schema;
 mod tasks;
 mod upkeep;

@@ -65,7 +65,7 @@ fn read(bucket: &str, question: &str) -> Value {
 }
 
 /// Sees that AWS holds what the plan promises, and nothing that it does not.
-fn check_promises(bucket: &str, versioned: bool, encrypted: bool) {
+fn check_promises(bucket: &str, versioned: bool, encrypted: bool, broker: &str) {
     let status = &read(bucket, "get-bucket-versioning")["Status"];
     assert_eq!(status == "Enabled", versioned, "{status}");
     let lifecycle = read(bucket, "get-bucket-lifecycle-configuration");
@@ -93,6 +93,10 @@ fn check_promises(bucket: &str, versioned: bool, encrypted: bool) {
     assert_eq!(ownership["ObjectOwnership"], "BucketOwnerEnforced");
     let tags = read(bucket, "get-bucket-tagging")["TagSet"].to_string();
     assert!(tags.contains("billingcode") && tags.contains("our org"), "{tags}");
+    let of_user = admin(&["iam", "list-user-tags", "--user-name", bucket])["Tags"].to_string();
+    for tags in [tags, of_user] {
+        assert!(tags.contains("\"servicebroker\"") && tags.contains(broker), "{tags}");
+    }
 }
 
 /// The app's whole day with its bucket, and what it may not do with another's.
@@ -138,7 +142,8 @@ fn whole_life(plan: &str, versioned: bool, encrypted: bool) {
     assert_eq!(one["S3_REGION"], setting("TEST_AWS_REGION"));
     assert_eq!(one["S3_ENDPOINT"], setting("TEST_AWS_ENDPOINT_URL"));
     assert!(one.as_object().unwrap().values().all(Value::is_string), "Akkeris needs text only");
-    check_promises(app.bucket(), versioned, encrypted);
+    let broker = setup.database.text("select id::text from broker").unwrap();
+    check_promises(app.bucket(), versioned, encrypted, &broker);
     use_bucket(&app, &other);
     let user = admin(&["iam", "list-access-keys", "--user-name", app.bucket()]);
     assert_eq!(user["AccessKeyMetadata"].as_array().unwrap().len(), 1);

@@ -23,6 +23,7 @@ mod matrix;
 mod own_postgres;
 mod proxy;
 mod queue;
+mod reconcile;
 #[path = "../relay/mod.rs"]
 mod relay;
 mod schema;

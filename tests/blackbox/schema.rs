@@ -51,6 +51,25 @@ fn ten_processes_start_at_once_on_the_old_brokers_database() {
 }
 
 #[test]
+fn the_brokers_id_is_drawn_once() {
+    let (setup, id) = (Setup::new(), "select string_agg(id::text, ' ') from broker");
+    ten_at_once(&setup);
+    let drawn = setup.database.text(id).unwrap();
+    assert_eq!(drawn.len(), 36, "{drawn}");
+    // As a database of the version before, and as one that a schema step runs on again.
+    for undo in ["drop table broker; update schema_version set version = 1", "delete from schema_version"] {
+        setup.database.connect().batch_execute(undo).unwrap();
+        ten_at_once(&setup);
+    }
+    let again = setup.database.text(id).unwrap();
+    assert_eq!(again.len(), 36, "{again}");
+    setup.database.connect().batch_execute("delete from schema_version").unwrap();
+    ten_at_once(&setup);
+    assert_eq!(setup.database.text(id).unwrap(), again);
+    assert_ne!(again, drawn);
+}
+
+#[test]
 fn both_ways_lead_to_the_same_tables() {
     let (new, old) = (Setup::new(), Setup::on(Database::of_the_old_broker()));
     drop((new.api(&[]), old.api(&[])));

@@ -197,7 +197,12 @@ impl Setup {
 
     /// The command of a worker, not started.
     pub(crate) fn worker_command(&self) -> Command {
-        let mut command = self.command(&["-background-tasks"]);
+        self.aws_command(&["-background-tasks"])
+    }
+
+    /// The binary with what a worker gets.
+    pub(crate) fn aws_command(&self, flags: &[&str]) -> Command {
+        let mut command = self.command(flags);
         command
             .env("AWS_REGION", setting("TEST_AWS_REGION"))
             .env("AWS_ENDPOINT_URL", &self.endpoint)

@@ -160,7 +160,8 @@ impl Scene {
             text.push_str(&format!("{action}: {}\n", ask_iam(&form)));
         }
         let text = text.replace(&name, "NAME").replace(&self.setup.prefix, "PREFIX");
-        let text = text.replace(&self.relay.endpoint, "ENDPOINT");
+        let broker = self.text("select id::text from broker");
+        let text = text.replace(&self.relay.endpoint, "ENDPOINT").replace(&broker, "BROKER");
         ["RequestId", "HostId", "UserId", "CreateDate", "ID"]
             .iter()
             .fold(text, |text, name| without(&text, name))

@@ -1,0 +1,60 @@
+//! What the database names in AWS, for whoever compares the two; and the broker's own id.
+//!
+//! Not here: the comparison (`doctor`).
+
+use postgres::Row;
+
+use super::instances::InstanceStatus;
+use super::{StoreError, Transaction};
+
+/// A row that names something in AWS: it is not deleted, or a task for it is still open.
+#[derive(Debug, Clone)]
+pub(crate) struct Named {
+    /// The platform's id for the instance.
+    pub(crate) id: String,
+    /// The name of its bucket and its user.
+    pub(crate) name: String,
+    /// Where it stands.
+    pub(crate) status: InstanceStatus,
+    /// Its access key id.
+    pub(crate) access_key_id: Option<String>,
+    /// The metadata of its tasks that have not ended.
+    pub(crate) open_tasks: Vec<String>,
+}
+
+/// Both halves come from one statement, so that nothing is lost between them.
+const FIND_NAMED: &str = "
+    select i.id, i.name, i.status, i.username,
+        array_remove(array_agg(t.metadata order by t.task), null) as open_tasks
+    from resources i left join tasks t
+        on t.resource = i.id and not t.deleted and t.status in ('pending', 'started')
+    where not i.deleted or t.task is not null
+    group by i.id order by i.id";
+/// The one row of `broker`.
+const FIND_BROKER: &str = "select id::text from broker";
+
+impl Transaction<'_> {
+    /// All rows that name something in AWS.
+    pub(crate) fn named(&mut self) -> Result<Vec<Named>, StoreError> {
+        self.query(FIND_NAMED, &[])?.iter().map(Named::read).collect()
+    }
+
+    /// The id that this broker writes on what it makes.
+    pub(crate) fn broker_id(&mut self) -> Result<String, StoreError> {
+        Ok(self.query_one(FIND_BROKER, &[])?.try_get("id")?)
+    }
+}
+
+impl Named {
+    /// From a row of [`FIND_NAMED`].
+    fn read(row: &Row) -> Result<Named, StoreError> {
+        let access_key_id: Option<String> = row.try_get("username")?;
+        Ok(Named {
+            id: row.try_get("id")?,
+            name: row.try_get("name")?,
+            status: InstanceStatus::parse(row.try_get("status")?, access_key_id.is_some()),
+            access_key_id,
+            open_tasks: row.try_get("open_tasks")?,
+        })
+    }
+}
