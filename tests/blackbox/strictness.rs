@@ -160,6 +160,7 @@ fn checksums_must_be_there_right_and_signed() {
     let relay = strict_relay();
     for line in [
         "PUT /b?versioning",
+        "PUT /b?a=b&versioning",
         "PUT /b?lifecycle",
         "PUT /b?encryption",
         "PUT /b?publicAccessBlock",
@@ -176,7 +177,7 @@ fn checksums_must_be_there_right_and_signed() {
         ];
         check(&relay, &right, &wrong);
     }
-    assert_eq!(relay.violations().len(), 24);
+    assert_eq!(relay.violations().len(), 27);
     let crc = Sent::new("PUT /b?versioning", "<X/>").with("x-amz-checksum-crc32", "AAAAAA==");
     check(&relay, &crc, &[("AccessDenied", crc.clone().without_signing(&["x-amz-checksum-crc32"]))]);
     let plain = Sent::new("PUT /b/k", "bytes");
@@ -239,6 +240,8 @@ fn bucket_policies_are_about_their_bucket_and_name_users_that_there_are() {
         ("MalformedPolicy", policy("\"*\"", "s3", own)),
         ("MalformedPolicy", policy("\"*\"", "s3:*", "arn:aws:s3:::other/*")),
         ("MalformedPolicy", policy("\"*\"", "s3:*", "*")),
+        ("MalformedPolicy", policy("{}", "s3:*", own)),
+        ("MalformedPolicy", policy("\"*\"", "ec2:RunInstances", own)),
         ("MalformedPolicy", Sent::s3("PUT /b?policy", "{")),
         ("MalformedPolicy", Sent::s3("PUT /b?policy", &" ".repeat(20_481))),
     ];
@@ -300,6 +303,8 @@ fn iam_has_its_forms() {
         let right = Sent::iam(&[("Action", action), ("UserName", "x")]);
         check(&relay, &right, &[("ValidationError", Sent::iam(&[("Action", action)]))]);
     }
+    let late = Sent::iam(&[("Version", "2010-05-08"), ("Action", "CreateUser"), ("UserName", "bad name")]);
+    assert_eq!(verdict(&relay, &late), "ValidationError", "the action may stand anywhere");
     let rest = |name: &str, value: &str| {
         Sent::iam(&[("Action", "DeleteAccessKey"), ("UserName", "u"), (name, value)])
     };
@@ -341,6 +346,9 @@ fn policies_of_users_are_policies() {
         document(&format!("{good},\"Sid\":\"a b\"")),
         document(&format!("{good},\"Condition\":{{\"Equals\":{{}}}}")),
         document(r#""Effect":"Allow","Action":"s3:Get*""#),
+        document(&format!("{good},\"Sid\":\"a\"}},{{{good},\"Sid\":\"a\"")),
+        document(&format!("{good},\"Condition\":{{\"StringEquals\":{{\"username\":\"a\"}}}}")),
+        document(&good.replace("arn:aws", "arn:foo")),
         document(&good.replace("b/*", "€/*")),
     ];
     let wrong = wrong.map(|it| ("MalformedPolicyDocument", put_policy("u", "p", &it)));

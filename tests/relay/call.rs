@@ -30,12 +30,12 @@ impl Call {
         let query = pairs(query.as_bytes());
         let mut call = Call { query, ..Call::default() };
         call.read_signature(request);
-        if request.body.starts_with(b"Action=") {
+        let path = path.trim_start_matches('/');
+        if path.is_empty() && request.method() == "POST" {
             call.form = pairs(&request.body);
-            call.operation = call.parameter("Action").unwrap_or_default().to_owned();
+            call.operation = call.parameter("Action").unwrap_or("no action").to_owned();
             return call;
         }
-        let path = path.trim_start_matches('/');
         let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
         call.bucket = Some(decoded(bucket)).filter(|it| !it.is_empty());
         call.key = Some(decoded(key)).filter(|it| !it.is_empty());
@@ -80,8 +80,11 @@ impl Call {
     fn name_s3(&self, request: &Request) -> String {
         let has = |name: &str| self.query(name).is_some();
         let method = request.method();
-        let first = self.query.iter().find(|(name, _)| !name.starts_with("X-Amz-") && name != "x-id");
-        let word = first.map_or("", |(name, _)| name.as_str());
+        let words = || self.query.iter().map(|(name, _)| name.as_str());
+        let words = || words().filter(|it| !it.starts_with("X-Amz-") && *it != "x-id");
+        // What S3 goes by may stand anywhere in the query.
+        let known = words().find(|it| !put_bucket(it).is_empty() || *it == "delete" || *it == "location");
+        let word = known.or(words().next()).unwrap_or_default();
         let known = match (method, &self.bucket, &self.key) {
             ("GET", None, _) => "ListBuckets",
             (_, Some(_), None) => match (method, word) {

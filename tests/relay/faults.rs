@@ -68,15 +68,17 @@ impl FromStr for Point {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Point, String> {
-        if let Ok(number) = text.parse() {
-            return Ok(Point::Number(number));
+        let count = |it: &str| it.parse().ok().filter(|it| *it > 0);
+        if text.starts_with(|it: char| it.is_ascii_digit()) {
+            return count(text).map(Point::Number).ok_or(format!("{text}: calls are counted from 1"));
         }
-        match text.split_once('#') {
-            Some((name, occurrence)) => {
-                let occurrence = occurrence.parse().map_err(|_| format!("{text}: not a number after #"))?;
-                Ok(Point::Named(name.to_owned(), occurrence))
-            }
-            None => Ok(Point::Every(text.to_owned())),
+        let (name, occurrence) = text.split_once('#').unwrap_or((text, "1"));
+        let occurrence = count(occurrence).ok_or(format!("{text}: calls are counted from 1"))?;
+        let is_name = name.starts_with("s3:") || name.chars().all(|it| it.is_ascii_alphanumeric());
+        match text.contains('#') {
+            _ if name.is_empty() || !is_name => Err(format!("{text}: not the name of a call")),
+            true => Ok(Point::Named(name.to_owned(), occurrence)),
+            false => Ok(Point::Every(name.to_owned())),
         }
     }
 }
@@ -92,10 +94,10 @@ impl FromStr for Fault {
             ("reset", "") => Fault::Reset,
             ("half-body", "") => Fault::HalfBody,
             ("hang", "") => Fault::Hang,
-            ("hold", "") => Fault::Hold,
             ("delay", ms) => Fault::Delay(Duration::from_millis(number(ms)?)),
             ("status", status) => {
-                let status = status.parse().map_err(|_| format!("{text}: not a status"))?;
+                let status = status.parse().ok().filter(|it| (200..600).contains(it));
+                let status = status.ok_or(format!("{text}: not a status from 200 to 599"))?;
                 Fault::Status(status, String::new())
             }
             (name, "") => Fault::Replay(

@@ -116,6 +116,7 @@ struct State {
 impl Relay {
     /// Starts one.
     pub(crate) fn start(mut options: Options) -> io::Result<Relay> {
+        options.engine.parse::<SocketAddr>().map_err(io::Error::other)?;
         let listen = if options.listen.is_empty() { "127.0.0.1:0" } else { &options.listen };
         let listener = TcpListener::bind(listen)?;
         let scheme = if options.tls.is_some() { "https" } else { "http" };
@@ -266,7 +267,11 @@ impl Shared {
                 }
             }
         });
-        drop(served); // clients that are killed are what some tests are about
+        if let Err(err) = served
+            && self.options.is_verbose
+        {
+            eprintln!("relay: connection ended: {err}"); // clients that are killed are what some tests are about
+        }
     }
 
     /// One request after the other.
@@ -293,7 +298,7 @@ impl Shared {
                 }
             }
             match broken {
-                Some(Outcome::Answer(answer)) => client.write_all(&answer.to_bytes())?,
+                Some(Outcome::Answer(answer)) => client.write_all(&answer.to_bytes(request.method()))?,
                 Some(Outcome::Part(bytes)) => {
                     client.write_all(&bytes)?;
                     client.flush()?;
@@ -358,10 +363,10 @@ impl Shared {
             Fault::Fin => Some(Outcome::Part(Vec::new())),
             Fault::Reset => Some(Outcome::Reset),
             Fault::HalfBody => {
-                let whole =
-                    answer.map_or_else(|| Answer::new(200, &[], "<Half/>").to_bytes(), Answer::to_bytes);
-                let body = answer.map_or(7, |it| it.body.len());
-                let end = whole.len() - body.div_ceil(2).max(1);
+                let none = Answer::new(200, &[], "<Half/>");
+                let answer = answer.unwrap_or(&none);
+                let whole = answer.to_bytes(request.method());
+                let end = whole.len() - answer.body.len().div_ceil(2).max(1);
                 Some(Outcome::Part(whole[..end].to_vec()))
             }
             Fault::Hang => Some(Outcome::Silence),
@@ -383,7 +388,9 @@ impl Shared {
         });
         match stuffing {
             Some(answer) => Ok(answer),
-            None => self.forward(request),
+            None => self.forward(request).inspect_err(|err| {
+                eprintln!("relay: no answer from the emulator: {}: {err}", call.operation);
+            }),
         }
     }
 

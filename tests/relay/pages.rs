@@ -33,6 +33,7 @@ pub(crate) fn shorten(call: &Call, answer: &mut Answer) {
             shorten_members(call, text, OF_USER)
         }
         "ListBuckets" if call.query("max-buckets").is_some() => shorten_buckets(call, text),
+        _ if call.query("delimiter").is_some() => None, // common prefixes are not cut
         "ListObjectVersions" => shorten_listing(text, &["Version", "DeleteMarker"], "NextKeyMarker"),
         "ListMultipartUploads" => shorten_listing(text, &["Upload"], "NextKeyMarker"),
         _ => None,

@@ -77,9 +77,15 @@ pub(crate) fn check_bucket_policy(text: &str, bucket: &str, account: &Account) -
         check_principal(principal.ok_or("Missing required field Principal")?, account)?;
         let own = format!(":s3:::{bucket}");
         check_resources(&statement, |it| {
-            let rest = it.strip_prefix("arn:").and_then(|it| it.split_once(own.as_str()));
-            rest.is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with('/'))
+            let parts = it.strip_prefix("arn:").and_then(|it| it.split_once(own.as_str()));
+            parts.is_some_and(|(partition, rest)| {
+                is_partition(partition) && (rest.is_empty() || rest.starts_with('/'))
+            })
         })?;
+        let actions = statement.get("Action").or(statement.get("NotAction")).ok_or("Missing Action")?;
+        if texts(actions)?.iter().any(|it| !it.starts_with("s3:") && it != "*") {
+            return Err("Policy has invalid action".to_owned());
+        }
     }
     Ok(())
 }
@@ -87,6 +93,10 @@ pub(crate) fn check_bucket_policy(text: &str, bucket: &str, account: &Account) -
 /// The statements of a document, each of a form that AWS takes.
 fn statements(text: &str) -> Result<Vec<Value>, String> {
     let document: Value = serde_json::from_str(text).map_err(|_| "This policy contains invalid Json")?;
+    let words = ["Version", "Id", "Statement"];
+    if document.as_object().is_none_or(|it| it.keys().any(|word| !words.contains(&word.as_str()))) {
+        return Err("unknown fields".to_owned());
+    }
     if !matches!(document["Version"].as_str(), Some("2012-10-17" | "2008-10-17")) {
         return Err("no version that there is".to_owned());
     }
@@ -98,10 +108,15 @@ fn statements(text: &str) -> Result<Vec<Value>, String> {
     if statements.is_empty() {
         return Err("no statement".to_owned());
     }
+    let mut sids = Vec::new();
     for statement in &statements {
         check_statement(statement)?;
+        sids.extend(statement["Sid"].as_str());
     }
-    Ok(statements)
+    let count = sids.len();
+    sids.sort_unstable();
+    sids.dedup();
+    if sids.len() == count { Ok(statements) } else { Err("Statement IDs (SID) must be unique".to_owned()) }
 }
 
 /// Effect, actions, conditions.
@@ -112,6 +127,9 @@ fn check_statement(statement: &Value) -> Result<(), String> {
     }
     if !matches!(statement["Effect"].as_str(), Some("Allow" | "Deny")) {
         return Err("Invalid effect".to_owned());
+    }
+    if map.get("Sid").is_some_and(|it| !it.is_string()) {
+        return Err("a Sid that is no text".to_owned());
     }
     let sid = statement["Sid"].as_str().unwrap_or_default();
     if !sid.chars().all(|it| it.is_ascii_alphanumeric()) {
@@ -130,11 +148,25 @@ fn check_statement(statement: &Value) -> Result<(), String> {
     if actions.is_empty() || !actions.iter().all(is_action) {
         return Err("Policy has invalid action".to_owned());
     }
-    for operator in map.get("Condition").and_then(Value::as_object).into_iter().flatten() {
-        let name = operator.0.as_str();
-        let bare = name.rsplit(':').next().unwrap_or(name);
-        if !OPERATORS.contains(&bare.strip_suffix("IfExists").unwrap_or(bare)) || !operator.1.is_object() {
-            return Err(format!("Unknown condition operator {name}"));
+    match map.get("Condition") {
+        None => Ok(()),
+        Some(Value::Object(operators)) => operators.iter().try_for_each(check_condition),
+        Some(_) => Err("a condition that is no object".to_owned()),
+    }
+}
+
+/// One operator with its keys and values.
+fn check_condition((name, keys): (&String, &Value)) -> Result<(), String> {
+    let bare = ["ForAllValues:", "ForAnyValue:"].iter().find_map(|it| name.strip_prefix(it)).unwrap_or(name);
+    let plain = bare.strip_suffix("IfExists").filter(|it| *it != "Null").unwrap_or(bare);
+    if !OPERATORS.contains(&plain) {
+        return Err(format!("Unknown condition operator {name}"));
+    }
+    let keys = keys.as_object().ok_or("an operator without keys")?;
+    for (key, values) in keys {
+        texts(values)?;
+        if !key.contains(':') {
+            return Err(format!("Unknown condition key {key}"));
         }
     }
     Ok(())
@@ -143,7 +175,11 @@ fn check_statement(statement: &Value) -> Result<(), String> {
 /// Every resource must be of a form.
 fn check_resources(statement: &Value, is_good: impl Fn(&str) -> bool) -> Result<(), String> {
     let resources = statement.get("Resource").or(statement.get("NotResource")).ok_or("Missing Resource")?;
-    match texts(resources)?.iter().find(|it| !is_good(it)) {
+    let resources = texts(resources)?;
+    if resources.is_empty() {
+        return Err("no resource".to_owned());
+    }
+    match resources.iter().find(|it| !is_good(it)) {
         Some(wrong) => Err(format!("Policy has invalid resource {wrong}")),
         None => Ok(()),
     }
@@ -154,16 +190,20 @@ fn check_principal(principal: &Value, account: &Account) -> Result<(), String> {
     if principal == "*" {
         return Ok(());
     }
-    let map = principal.as_object().ok_or("Invalid principal in policy")?;
+    let map = principal.as_object().filter(|it| !it.is_empty()).ok_or("Invalid principal in policy")?;
     for (kind, who) in map {
-        if kind != "AWS" {
-            continue; // services
+        let names = texts(who)?;
+        if names.is_empty() || !["AWS", "Service", "Federated", "CanonicalUser"].contains(&kind.as_str()) {
+            return Err("Invalid principal in policy".to_owned());
         }
-        for name in texts(who)? {
+        for name in names.iter().filter(|_| kind == "AWS") {
             let is_known = match name.split_once(":user/") {
-                Some((_, user)) => account.has_user(user.rsplit('/').next().unwrap_or(user)),
+                Some((arn, user)) => {
+                    let user = user.rsplit('/').next().unwrap_or(user);
+                    arn.ends_with(&format!(":iam::{}", account.id)) && account.has_user(user)
+                }
                 None => {
-                    name == "*" || name == account.id || name.ends_with(&format!("::{}:root", account.id))
+                    name == "*" || *name == account.id || name.ends_with(&format!("::{}:root", account.id))
                 }
             };
             if !is_known {
@@ -176,7 +216,13 @@ fn check_principal(principal: &Value, account: &Account) -> Result<(), String> {
 
 /// `arn:partition:service:region:account:resource`.
 fn is_arn(text: &str) -> bool {
-    text.starts_with("arn:") && text.splitn(6, ':').count() == 6
+    let parts: Vec<&str> = text.splitn(6, ':').collect();
+    parts.len() == 6 && parts[0] == "arn" && is_partition(parts[1])
+}
+
+/// `aws`, `aws-cn` and the others.
+fn is_partition(text: &str) -> bool {
+    text == "aws" || text.starts_with("aws-")
 }
 
 /// One text or a list of them.

@@ -116,8 +116,8 @@ impl Answer {
         headers.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The answer as it is sent to a peer that may send more.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+    /// The answer to a request with `method`, as it is sent to a peer that may send more.
+    pub(crate) fn to_bytes(&self, method: &str) -> Vec<u8> {
         let mut head = format!("HTTP/1.1 {} Relayed\r\n", self.status);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -126,7 +126,8 @@ impl Answer {
             let length = self.length.unwrap_or(self.body.len() as u64);
             head.push_str(&format!("Content-Length: {length}\r\n"));
         }
-        [head.as_bytes(), b"\r\n", &self.body].concat()
+        let body: &[u8] = if method == "HEAD" { b"" } else { &self.body };
+        [head.as_bytes(), b"\r\n", body].concat()
     }
 }
 
