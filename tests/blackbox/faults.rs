@@ -194,9 +194,8 @@ fn what_cannot_be_deleted_is_named_and_not_looped_over() {
     assert_eq!(answer.json["state"], "in progress");
     let said = answer.json["description"].as_str().unwrap();
     assert!(said.contains("\"locked\"") && said.contains("AccessDenied"), "{said}");
-    let pause = "select extract(epoch from run_at - now())::text from tasks where action = 'delete'";
-    let pause: f64 = setup.database.text(pause).unwrap().parse().unwrap();
-    assert!(pause > 2.0, "the third try was just now, the next comes in {pause} s");
+    let put_off = "select 'yes' from tasks where action = 'delete' and run_at > now() + interval '3 seconds'";
+    eventually("the next try is put off, each time longer", PATIENCE, || setup.database.text(put_off));
     relay.calm_down();
     setup
         .database
