@@ -401,6 +401,8 @@ class Postgres:
             "fsync": "off",
             "synchronous_commit": self.synchronous_commit,
             "full_page_writes": "off",
+            # Its processes belong to the superuser: who may not end them may not drop a database that they look at.
+            "autovacuum": "off",
         }
         words = [self.bin / "postgres", "-D", self.home / "data"]
         for name, value in settings.items():

@@ -20,7 +20,9 @@ fn name_of(database: &Database) -> &str {
 }
 
 fn cut_connections(name: &str) -> String {
-    format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
+    format!(
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}' and usename = current_user"
+    )
 }
 
 /// Lets nobody in any more.
