@@ -67,7 +67,7 @@ pub(super) fn preface_of_http_2(target: &Target) -> Found {
     for client in &mut connections(target, 200)? {
         client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").map_err(|err| err.to_string())?;
     }
-    target.comes_back_to(before, Duration::from_secs(8))?; // tiny_http's threads wait 5 s for work
+    target.comes_near(before, 32, Duration::from_secs(8))?; // tiny_http's threads wait 5 s for work
     target.is_up()
 }
 
@@ -81,7 +81,7 @@ pub(super) fn reset_at_once(target: &Target) -> Found {
     }
     target.is_up()?;
     target.has_not_panicked()?;
-    target.comes_back_to(before, Duration::from_secs(8))
+    target.comes_near(before, 32, Duration::from_secs(8))
 }
 
 /// More connections than there are descriptors, held and then let go. tiny_http ends its loop at the first
@@ -104,7 +104,7 @@ pub(super) fn out_of_descriptors(target: &Target) -> Found {
         }
         std::thread::sleep(Duration::from_millis(50)); // between looks
     }
-    target.comes_back_to(before, Duration::from_secs(8))?;
+    target.comes_near(before, 32, Duration::from_secs(8))?;
     target.has_not_panicked()
 }
 
@@ -125,7 +125,7 @@ pub(super) fn slow_heads(target: &Target) -> Found {
             ));
         }
     }
-    target.comes_back_to(before, SOON)?;
+    target.comes_near(before, 32, SOON)?;
     target.is_up()
 }
 
@@ -216,7 +216,7 @@ pub(super) fn reset_in_answer(target: &Target) -> Found {
         client.stream.peek(&mut [0; 1]).map_err(|err| format!("no answer begins: {err}"))?;
         client.reset().map_err(|err| err.to_string())?;
     }
-    target.comes_back_to(before, Duration::from_secs(8))?;
+    target.comes_near(before, 32, Duration::from_secs(8))?;
     target.has_not_panicked()?;
     target.is_up()
 }
