@@ -103,8 +103,12 @@ fn stand_by(target: &Target, stop: &AtomicBool) -> (usize, Duration, Duration, V
     (took.len(), took.last().copied().unwrap_or_default(), median, failures)
 }
 
+/// How long what an attack has taken may be kept.
+const KEPT: Duration = Duration::from_secs(8);
+
 /// Runs one attack on the gate while a bystander asks; a line of the report, and whether all was well.
 fn at_the_gate(row: &Row, target: &Target) -> Result<(), String> {
+    let before = target.level();
     let (stop, began) = (AtomicBool::new(false), Instant::now());
     let (found, (count, worst, median, failures)) = std::thread::scope(|scope| {
         let bystander = scope.spawn(|| stand_by(target, &stop));
@@ -119,7 +123,7 @@ fn at_the_gate(row: &Row, target: &Target) -> Result<(), String> {
         target.memory("VmRSS"),
         target.memory("VmHWM"),
     );
-    found.map_err(|err| format!("{}: {err}", row.name))?;
+    found.and_then(|()| target.comes_back_to(before, KEPT)).map_err(|err| format!("{}: {err}", row.name))?;
     if failures.is_empty() { Ok(()) } else { Err(format!("{}: bystander: {failures:?}", row.name)) }
 }
 
@@ -157,7 +161,8 @@ fn at_bare_tiny_http(row: &Row) -> Option<String> {
     };
     let limits = if row.limits.is_empty() { "true" } else { row.limits };
     let target = Target::bare(workers, limits);
-    let found = (row.attack)(&target);
+    let before = target.level();
+    let found = (row.attack)(&target).and_then(|()| target.comes_back_to(before, KEPT));
     eprintln!("bare {:<28} {found:?}", row.name);
     match (found, wanted) {
         (Err(found), Some(wanted)) if found.contains(wanted) => None,

@@ -88,17 +88,14 @@ impl Target {
     }
 
     /// Fails when threads and descriptors do not come back to where they were. A few more are no leak:
-    /// the database's, and threads that tiny_http keeps for five seconds (util/task_pool.rs).
+    /// the database's, and threads that tiny_http keeps until they have had nothing to do for five seconds
+    /// (util/task_pool.rs). A client that goes on asking gives work to each of those in turn, so nobody may
+    /// ask meanwhile.
     pub(super) fn comes_back_to(&self, before: Level, limit: Duration) -> Result<(), String> {
-        self.comes_near(before, 8, limit)
-    }
-
-    /// The same with some threads more: a client that goes on asking keeps those of tiny_http's pool awake in turn.
-    pub(super) fn comes_near(&self, before: Level, threads: usize, limit: Duration) -> Result<(), String> {
         let deadline = Instant::now() + limit;
         loop {
             let now = self.level();
-            if now.threads <= before.threads + threads && now.descriptors <= before.descriptors + 16 {
+            if now.threads <= before.threads + 8 && now.descriptors <= before.descriptors + 16 {
                 return Ok(());
             }
             if Instant::now() > deadline {
