@@ -186,7 +186,7 @@ pub(crate) fn deprovision(
     if let Some(task) = running {
         return Ok(Outcome::InProgress { operation: task.task });
     }
-    tx.stop_tasks(&instance.id, &TaskKind::Provision)?;
+    tx.stop_tasks(&instance.id)?;
     tx.enqueue(&task(id, &fresh.task, TaskKind::Delete))?;
     Ok(Outcome::Enqueued { operation: fresh.task.clone() })
 }

@@ -160,7 +160,19 @@ pub(crate) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
         TaskKind::Provision => provision::run(work),
         TaskKind::Delete => delete::run(work),
         TaskKind::Sweep => delete::sweep(work),
-        TaskKind::Unknown(_) => Err(StepError::Unfixable("this version has no such task".to_owned())),
+        TaskKind::ChangePlans
+        | TaskKind::RotateCredentials
+        | TaskKind::RemovePreviousKey
+        | TaskKind::Tag
+        | TaskKind::Check
+        | TaskKind::NotifyCreateService
+        | TaskKind::NotifyCreateBinding
+        | TaskKind::ResyncFromProvider
+        | TaskKind::ResyncUntilAvailable
+        | TaskKind::PerformPostProvision
+        | TaskKind::ChangeProviders
+        | TaskKind::RestoreDatabase
+        | TaskKind::Unknown(_) => Err(StepError::Unfixable("this version has no such task".to_owned())),
     }
 }
 

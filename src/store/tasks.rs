@@ -16,43 +16,9 @@ use std::time::{Duration, SystemTime};
 use postgres::Row;
 use postgres::types::Type;
 
+use super::kinds::TaskKind;
 use super::listen::{DUE, ENDED};
 use super::{Store, StoreError, Transaction};
-
-/// What a task is to do. The text in the table is the old broker's where it had such a task.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TaskKind {
-    /// Make bucket, user, key.
-    Provision,
-    /// Remove them.
-    Delete,
-    /// Look once more, some time after a delete, that nothing of that name came up behind it.
-    Sweep,
-    /// Anything that this version does not know.
-    Unknown(String),
-}
-
-impl TaskKind {
-    /// The text in the table.
-    pub(crate) fn as_str(&self) -> &str {
-        match self {
-            TaskKind::Provision => "provision",
-            TaskKind::Delete => "delete",
-            TaskKind::Sweep => "sweep",
-            TaskKind::Unknown(text) => text,
-        }
-    }
-
-    /// The kind that a text in the table means.
-    fn parse(text: String) -> TaskKind {
-        match text.as_str() {
-            "provision" => TaskKind::Provision,
-            "delete" => TaskKind::Delete,
-            "sweep" => TaskKind::Sweep,
-            _ => TaskKind::Unknown(text),
-        }
-    }
-}
 
 /// Where a task stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,15 +172,18 @@ const REPORT: &str = "update tasks set result = $2 where task = $1::uuid";
 /// `$2` what the task needs to know from now on.
 const REMEMBER: &str = "update tasks set metadata = $2 where task = $1::uuid";
 
-/// Tasks of `$1` with action `$2` that nobody works on: they never will be.
+/// The kinds of task that a delete does not stop: those that remove, and those that only tell.
+const UNSTOPPABLE: [TaskKind; 4] =
+    [TaskKind::Delete, TaskKind::Sweep, TaskKind::NotifyCreateService, TaskKind::NotifyCreateBinding];
+/// Tasks of `$1` that nobody works on: they never will be, but for the actions `$2`.
 const STOP_PENDING: &str = "
     update tasks set status = 'failed', result = 'stopped by delete', finished = now()
-    where resource = $1 and status = 'pending' and action = $2 and not deleted
+    where resource = $1 and status = 'pending' and action <> all($2) and not deleted
     returning task::text";
-/// Running ones are told to stop.
+/// Running ones are told to stop, but for the actions `$2`.
 const CANCEL_RUNNING: &str = "
     update tasks set cancel = true
-    where resource = $1 and status = 'started' and worker is not null and action = $2 and not deleted";
+    where resource = $1 and status = 'started' and worker is not null and action <> all($2) and not deleted";
 /// The newest task of `$1` with action `$2`.
 const FIND_LATEST: &str = "
     select task::text, status::text, result, retries from tasks
@@ -375,14 +344,14 @@ impl Transaction<'_> {
         self.execute(REMEMBER, &[(&task, Type::TEXT), (&metadata, Type::TEXT)]).map(drop)
     }
 
-    /// Stops the tasks of a kind: waiting ones fail, running ones are told to.
-    pub(crate) fn stop_tasks(&mut self, instance: &str, kind: &TaskKind) -> Result<(), StoreError> {
-        let action = kind.as_str();
-        let stopped = self.query(STOP_PENDING, &[(&instance, Type::TEXT), (&action, Type::TEXT)])?;
-        for row in stopped {
+    /// A delete stops the other tasks of its instance: waiting ones fail, running ones are told to.
+    pub(crate) fn stop_tasks(&mut self, instance: &str) -> Result<(), StoreError> {
+        let spared: Vec<&str> = UNSTOPPABLE.iter().map(TaskKind::as_str).collect();
+        let parameters: [super::Parameter<'_>; 2] = [(&instance, Type::TEXT), (&spared, Type::TEXT_ARRAY)];
+        for row in self.query(STOP_PENDING, &parameters)? {
             self.notify(ENDED, row.try_get("task")?)?;
         }
-        self.execute(CANCEL_RUNNING, &[(&instance, Type::TEXT), (&action, Type::TEXT)]).map(drop)
+        self.execute(CANCEL_RUNNING, &parameters).map(drop)
     }
 
     /// The newest task of a kind.

@@ -24,11 +24,24 @@ impl RetryPolicy {
     pub(super) const fn of(kind: &TaskKind) -> RetryPolicy {
         match kind {
             // its deadline ends it before the attempts do, unless it fails at once again and again
-            TaskKind::Provision  => RetryPolicy { delay_s_first: 1,  delay_s_max: 60,    attempts_max: 30 },
+            TaskKind::Provision         => RetryPolicy { delay_s_first: 1,  delay_s_max: 60,    attempts_max: 30 },
             // nobody asks again: the platform has forgotten the instance
-            TaskKind::Delete     => RetryPolicy { delay_s_first: 2,  delay_s_max: 3_600, attempts_max: u32::MAX },
-            TaskKind::Sweep      => RetryPolicy { delay_s_first: 10, delay_s_max: 3_600, attempts_max: u32::MAX },
-            TaskKind::Unknown(_) => RetryPolicy { delay_s_first: 1,  delay_s_max: 1,     attempts_max: 1 },
+            TaskKind::Delete            => RetryPolicy { delay_s_first: 2,  delay_s_max: 3_600, attempts_max: u32::MAX },
+            TaskKind::Sweep             => RetryPolicy { delay_s_first: 10, delay_s_max: 3_600, attempts_max: u32::MAX },
+            // the platform has written down the new plan already; what AWS refuses for good is put back
+            TaskKind::ChangePlans       => RetryPolicy { delay_s_first: 1,  delay_s_max: 300,   attempts_max: u32::MAX },
+            TaskKind::RotateCredentials => RetryPolicy { delay_s_first: 1,  delay_s_max: 60,    attempts_max: 10 },
+            // somebody was told that the key ends
+            TaskKind::RemovePreviousKey => RetryPolicy { delay_s_first: 5,  delay_s_max: 3_600, attempts_max: u32::MAX },
+            // a later one writes the same tags
+            TaskKind::Tag               => RetryPolicy { delay_s_first: 5,  delay_s_max: 600,   attempts_max: 12 },
+            TaskKind::Check             => RetryPolicy { delay_s_first: 10, delay_s_max: 600,   attempts_max: 5 },
+            TaskKind::NotifyCreateService | TaskKind::NotifyCreateBinding
+                                        => RetryPolicy { delay_s_first: 10, delay_s_max: 600,   attempts_max: 12 },
+            TaskKind::ResyncFromProvider | TaskKind::ResyncUntilAvailable | TaskKind::PerformPostProvision
+                                        => RetryPolicy { delay_s_first: 5,  delay_s_max: 600,   attempts_max: 12 },
+            TaskKind::ChangeProviders | TaskKind::RestoreDatabase | TaskKind::Unknown(_)
+                                        => RetryPolicy { delay_s_first: 1,  delay_s_max: 1,     attempts_max: 1 },
         }
     }
 
