@@ -134,6 +134,14 @@ alter table resources add column if not exists organization text;
 alter table resources add column if not exists space text;
 -- When the present access key was made.
 alter table resources add column if not exists key_since timestamptz;
+-- An access key that is made but not given out yet, and the one before the present, which works until then.
+alter table resources add column if not exists next_key text;
+alter table resources add column if not exists next_secret text;
+alter table resources add column if not exists next_key_since timestamptz;
+alter table resources add column if not exists previous_key text;
+alter table resources add column if not exists previous_key_until timestamptz;
+-- The KMS key of objects from before the last change of plan; the tenant goes on reading them.
+alter table resources add column if not exists former_kms_key text;
 
 -- When a task is due, who works on it until when, and whether it shall stop.
 alter table tasks add column if not exists run_at timestamptz not null default now();
@@ -202,5 +210,5 @@ create table if not exists schema_version (
     only_row boolean primary key default true check (only_row),
     version integer not null
 );
-insert into schema_version (version) values (2)
+insert into schema_version (version) values (3)
 on conflict (only_row) do update set version = excluded.version;

@@ -15,6 +15,8 @@
 mod catalog;
 mod checks;
 mod error;
+mod rotate;
+mod update;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,6 +31,8 @@ use crate::store::{
 pub(crate) use catalog::catalog;
 pub(crate) use checks::CatalogQuery;
 pub(crate) use error::BrokerError;
+pub(crate) use rotate::{rotate, rotated};
+pub(crate) use update::{Update, conclude_update, update};
 
 use checks::{catalog_ids, known_plan, mandatory, refuse_parameters, refuse_unsold};
 
@@ -213,7 +217,9 @@ pub(crate) fn last_operation(
     }
     Ok(match instance.status {
         InstanceStatus::Available => done(OperationState::Succeeded, "available"),
-        InstanceStatus::Modifying => done(OperationState::InProgress, "the plan is being changed"),
+        InstanceStatus::Modifying => {
+            progress(tx, &instance, &TaskKind::ChangePlans, "the plan is being changed")?
+        }
         InstanceStatus::Failed => {
             let task = tx.latest_task(&instance.id, &TaskKind::Provision)?;
             let why = task.map(|it| it.result).filter(|it| !it.is_empty());
@@ -262,6 +268,7 @@ pub(crate) fn bind(
         Some(before) if !before.deleted => Err(BrokerError::BindingConflict),
         Some(_) | None => {
             tx.save_binding(&instance.id, binding.as_str(), app)?;
+            retag(tx, id)?;
             Ok(Bound::New(credentials))
         }
     }
@@ -299,7 +306,16 @@ pub(crate) fn unbind(
 ) -> Result<(), BrokerError> {
     query.check(tx)?;
     let instance = tx.lock_instance(id.as_str())?.filter(|it| !it.deleted).ok_or(BrokerError::BindingGone)?;
-    if tx.remove_binding(&instance.id, binding.as_str())? { Ok(()) } else { Err(BrokerError::BindingGone) }
+    if !tx.remove_binding(&instance.id, binding.as_str())? {
+        return Err(BrokerError::BindingGone);
+    }
+    retag(tx, id)
+}
+
+/// The tags of bucket and user tell of the bindings.
+fn retag(tx: &mut Transaction<'_>, id: &Id) -> Result<(), BrokerError> {
+    let name = random::uuid().map_err(BrokerError::NoRandomness)?;
+    Ok(tx.enqueue_unless_waiting(&task(id, &name, TaskKind::Tag))?)
 }
 
 /// Whether both describe the same instance. What the old broker did not write down counts as equal.

@@ -116,6 +116,10 @@ pub(crate) struct ApiConfig {
     pub(crate) basic: Vec<(String, Secret)>,
     /// Bearer tokens that are let in.
     pub(crate) tokens: Vec<Secret>,
+    /// First part of a path that opens the actions of instances.
+    pub(crate) actions_token: Option<Secret>,
+    /// Opens the actions to everyone.
+    pub(crate) open_actions: bool,
     /// How long a request may wait for its task.
     pub(crate) wait: Duration,
     /// Answers to the letter of the specification instead of as Akkeris needs them.
@@ -137,6 +141,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) lease: Duration,
     /// How long a provision may take from its request.
     pub(crate) provision_deadline: Duration,
+    /// How long the access key before the present one works on.
+    pub(crate) rotation_grace: Duration,
     /// AWS region of the buckets.
     pub(crate) region: String,
     /// AWS account id, where known.
@@ -274,6 +280,8 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
                 .filter_map(|it| self.optional(it))
                 .map(Secret::new)
                 .collect(),
+            actions_token: self.actions_token(),
+            open_actions: self.switch("ACTIONS_WITHOUT_PASSWORD"),
             wait: Duration::from_secs(self.number("WAIT_SECONDS", 25, 0, 50)),
             strict_osb: flags.boolean("--strict-osb", &mut self.problems).unwrap_or(false),
             connections_max,
@@ -285,6 +293,17 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             ),
             body_bytes_max: self.number("MAX_BODY_BYTES", 1 << 20, 1 << 10, 1 << 26),
         }
+    }
+
+    /// `ACTIONS_TOKEN`: stands in the path of a URL, so it must be one word of it, and hard to guess.
+    fn actions_token(&mut self) -> Option<Secret> {
+        let token = self.optional("ACTIONS_TOKEN")?;
+        let is_plain = token.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_.~".contains(&it));
+        if !is_plain || !(16..=128).contains(&token.len()) {
+            let complaint = "must be 16 to 128 letters, digits or -_.~";
+            self.problems.push(Problem::new("ACTIONS_TOKEN", complaint));
+        }
+        Some(Secret::new(token))
     }
 
     /// A name and its password: both or neither.
@@ -318,7 +337,14 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             provision_deadline: self.span(
                 "PROVISION_DEADLINE",
                 Duration::from_secs(20 * 60),
+                Duration::from_secs(1),
                 Duration::from_secs(24 * 3_600),
+            ),
+            rotation_grace: self.span(
+                "ROTATION_GRACE",
+                Duration::from_secs(3_600),
+                Duration::ZERO,
+                Duration::from_secs(7 * 24 * 3_600),
             ),
             region,
             account_id: self.optional("AWS_ACCOUNT_ID"),

@@ -183,6 +183,7 @@ fn outfit(
         iam_path: text(&config.iam_path),
         iam_permissions_boundary: text(&config.iam_permissions_boundary),
         provision_deadline: config.provision_deadline,
+        rotation_grace: config.rotation_grace,
     };
     Ok((aws, settings))
 }

@@ -57,6 +57,20 @@ pub(crate) struct ProvisionRequest {
     pub(crate) maintenance_info: Option<MaintenanceInfo>,
 }
 
+/// Body of `PATCH /v2/service_instances/{instance_id}` ("Updating a Service Instance"). What the platform says of the
+/// plan before (`previous_values`) is not needed.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct UpdateRequest {
+    /// Mandatory.
+    pub(crate) service_id: Option<String>,
+    /// Without it the plan stays.
+    pub(crate) plan_id: Option<String>,
+    /// An object.
+    pub(crate) parameters: Option<Value>,
+    /// What the platform believes to be the plan's.
+    pub(crate) maintenance_info: Option<MaintenanceInfo>,
+}
+
 /// Body of `PUT …/service_bindings/{binding_id}` ("Binding").
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct BindRequest {
@@ -131,6 +145,39 @@ pub(crate) struct Plan {
     pub(crate) metadata: Value,
     /// What parameters are understood.
     pub(crate) schemas: Value,
+}
+
+/// Where the actions of an instance are; an extension that Akkeris knows.
+#[derive(Debug, Serialize)]
+pub(crate) struct ExtensionApi {
+    /// Describes an action.
+    pub(crate) discovery_url: String,
+    /// What the actions' paths begin with.
+    pub(crate) server_url: String,
+}
+
+/// Body of a 201 that makes an instance.
+#[derive(Debug, Serialize)]
+pub(crate) struct Provisioned {
+    /// One for each action.
+    pub(crate) extension_apis: Vec<ExtensionApi>,
+}
+
+/// What the action `rotate_credentials` answers. Holds a secret: not to be logged.
+#[derive(Serialize)]
+pub(crate) struct AccessKey {
+    /// The user's ARN.
+    #[serde(rename = "ARN")]
+    pub(crate) arn: String,
+    /// The user.
+    #[serde(rename = "UserName")]
+    pub(crate) user_name: String,
+    /// The new key's id.
+    #[serde(rename = "AccessKeyId")]
+    pub(crate) access_key_id: String,
+    /// Its secret.
+    #[serde(rename = "SecretAccessKey")]
+    pub(crate) secret_access_key: String,
 }
 
 /// An empty object, where the specification wants just that.

@@ -241,7 +241,9 @@ impl Shop {
             }
             Verdict::Halted | Verdict::Retry => retry(),
             Verdict::Snooze(delay) => Next::Snooze { delay, public },
-            Verdict::GiveUp if RetryPolicy::of(&claim.kind).attempts_max == u32::MAX => retry(),
+            Verdict::GiveUp if matches!(err, StepError::Aws(_)) && retry::outlasts_refusal(&claim.kind) => {
+                retry()
+            }
             Verdict::GiveUp => Next::GiveUp { public, cause },
         }
     }

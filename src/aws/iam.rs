@@ -71,6 +71,15 @@ fn owned(text: Option<&str>) -> Option<String> {
     text.filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
+/// Adds the members of a list of tags.
+fn with_tags(mut form: Form, tags: &[(String, String)]) -> Form {
+    for (number, (key, value)) in (1..).zip(tags) {
+        form = form.with(format!("Tags.member.{number}.Key"), key.as_str());
+        form = form.with(format!("Tags.member.{number}.Value"), value.as_str());
+    }
+    form
+}
+
 impl Caller<'_> {
     /// IAM as these calls need it.
     fn iam(&self) -> Service<'_> {
@@ -107,10 +116,7 @@ impl Caller<'_> {
         if let Some(boundary) = boundary {
             form = form.with("PermissionsBoundary", boundary);
         }
-        for (number, (key, value)) in (1..).zip(tags) {
-            form = form.with(format!("Tags.member.{number}.Key"), key.as_str());
-            form = form.with(format!("Tags.member.{number}.Value"), value.as_str());
-        }
+        form = with_tags(form, tags);
         let made = none_if(self.ask(&self.iam(), &form), &["EntityAlreadyExists"])?;
         made.map(|result| User::read(operation, &result)).transpose()
     }
@@ -133,6 +139,24 @@ impl Caller<'_> {
     pub(crate) fn list_policies(&self) -> Result<Vec<String>, AwsError> {
         let form = Form::new("ListPolicies", &[("Scope", "Local"), ("MaxItems", ITEMS_MAX)]);
         self.list(&self.iam(), &form, "Policies", |member| owned(member.find_text(&["PolicyName"])))
+    }
+
+    /// Adds tags to a user, or gives those that it has another value.
+    pub(crate) fn tag_user(&self, name: &str, tags: &[(String, String)]) -> Result<(), AwsError> {
+        let form = with_tags(Form::new("TagUser", &[("UserName", name)]), tags);
+        self.ask(&self.iam(), &form).map(drop)
+    }
+
+    /// Takes tags off a user, by their keys.
+    pub(crate) fn untag_user(&self, name: &str, keys: &[&str]) -> Result<(), AwsError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut form = Form::new("UntagUser", &[("UserName", name)]);
+        for (number, key) in (1..).zip(keys) {
+            form = form.with(format!("TagKeys.member.{number}"), *key);
+        }
+        self.ask(&self.iam(), &form).map(drop)
     }
 
     /// Deletes a user that has no keys and policies any more.

@@ -40,6 +40,7 @@ mod xml;
 pub(crate) use credentials::Credentials;
 pub(crate) use endpoints::SettingsError;
 pub(crate) use error::AwsError;
+pub(crate) use iam::AccessKey;
 pub(crate) use policy::{KmsKey, tag_value, tenant_policy, tls_only_bucket_policy};
 pub(crate) use s3::{Bucket, BucketCreation};
 pub(crate) use s3_objects::{AbortedUpload, ObjectError};

@@ -160,6 +160,12 @@ impl Caller<'_> {
         self.put_setting("PutBucketEncryption", bucket, "encryption", write_encryption(kms_key))
     }
 
+    /// Leaves new objects to the encryption that S3 uses by itself.
+    pub(crate) fn delete_bucket_encryption(&self, bucket: &str) -> Result<(), AwsError> {
+        let call = self.about_bucket("DeleteBucketEncryption", Method::Delete, bucket)?;
+        self.send(&call.with_query("encryption", "")).map(drop)
+    }
+
     /// The bucket's default encryption.
     pub(crate) fn get_bucket_encryption(&self, bucket: &str) -> Result<Option<Encryption>, AwsError> {
         let none_codes = &["ServerSideEncryptionConfigurationNotFoundError"];

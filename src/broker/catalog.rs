@@ -23,7 +23,7 @@ fn offering_object(offering: &OfferingRow, plans: &[PlanRow]) -> osb::Offering {
         tags: tags.map(str::to_owned).collect(),
         bindable: true,
         bindings_retrievable: true,
-        plan_updateable: false,
+        plan_updateable: true,
         plans: own.map(|plan| plan_object(offering, plan)).collect(),
         metadata: json!({ "name": offering.human_name, "image": offering.image }),
     }
@@ -57,7 +57,7 @@ fn plan_object(offering: &OfferingRow, plan: &PlanRow) -> osb::Plan {
             "created_at": plan.created, "updated_at": plan.updated,
         }),
         schemas: json!({
-            "service_instance": { "create": no_parameters }, "service_binding": { "create": no_parameters },
+            "service_instance": { "create": no_parameters, "update": no_parameters }, "service_binding": { "create": no_parameters },
         }),
     }
 }

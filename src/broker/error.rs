@@ -30,6 +30,8 @@ pub(crate) enum BrokerError {
     BadRequest(&'static str),
     /// The instance lacks what its credentials need until a worker has looked.
     NotYetKnown,
+    /// No worker has begun what the request waited for, and it was withdrawn.
+    NoWorker,
     /// The database, or the lack of randomness.
     Store(StoreError),
     /// No name could be made.

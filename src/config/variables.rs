@@ -62,8 +62,14 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
         }
     }
 
-    /// A span of time such as `90s`, `20m`, `1h`; a bare number counts seconds.
-    pub(super) fn span(&mut self, name: &'static str, default: Duration, max: Duration) -> Duration {
+    /// A span of time such as `90s`, `20m`, `1h`, from `min` to `max`; a bare number counts seconds.
+    pub(super) fn span(
+        &mut self,
+        name: &'static str,
+        default: Duration,
+        min: Duration,
+        max: Duration,
+    ) -> Duration {
         let Some(text) = self.optional(name) else {
             return default;
         };
@@ -78,9 +84,10 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             .and_then(|it| it.parse::<u64>().ok())
             .and_then(|it| it.checked_mul(unit_s))
             .map(Duration::from_secs)
-            .filter(|it| *it > Duration::ZERO && *it <= max);
+            .filter(|it| (min..=max).contains(it));
         span.unwrap_or_else(|| {
-            let complaint = format!("must be a time such as 90s, 20m or 1h, at most {} s", max.as_secs());
+            let (min, max) = (min.as_secs(), max.as_secs());
+            let complaint = format!("must be a time such as 90s, 20m or 1h, {min} to {max} s");
             self.problems.push(Problem::new(name, complaint));
             default
         })

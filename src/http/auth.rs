@@ -14,6 +14,10 @@ pub(super) struct Auth {
     basic: Vec<[u8; 32]>,
     /// Of tokens.
     bearer: Vec<[u8; 32]>,
+    /// Of the token in a path that opens the actions.
+    path: Vec<[u8; 32]>,
+    /// Whether the actions are open to everyone.
+    open_actions: bool,
 }
 
 impl Auth {
@@ -24,12 +28,29 @@ impl Auth {
         Auth {
             basic: config.basic.iter().map(pair).collect(),
             bearer: config.tokens.iter().map(|it| hash(it.expose().as_bytes())).collect(),
+            path: config.actions_token.iter().map(|it| hash(it.expose().as_bytes())).collect(),
+            open_actions: config.open_actions,
         }
     }
 
     /// Whether everyone is let in because nothing was configured.
     pub(super) fn is_open(&self) -> bool {
         self.basic.is_empty() && self.bearer.is_empty()
+    }
+
+    /// Whether a token in front of the path is the one that opens the actions.
+    pub(super) fn knows(&self, token: &Secret) -> bool {
+        is_one_of(&self.path, &hash(token.expose().as_bytes()))
+    }
+
+    /// Whether an action may be asked for without an `Authorization` header.
+    pub(super) fn admits_action(&self, token: Option<&Secret>) -> bool {
+        self.open_actions || token.is_some_and(|it| self.knows(it))
+    }
+
+    /// Whether a platform that sends no password with its actions cannot use them.
+    pub(super) fn closes_actions(&self) -> bool {
+        !self.is_open() && !self.open_actions && self.path.is_empty()
     }
 
     /// Whether the `Authorization` header opens.
@@ -71,7 +92,12 @@ mod tests {
 
     fn auth() -> Auth {
         let of = |it: &str| hash(it.as_bytes());
-        Auth { basic: vec![of("u:p"), of("u2:p:2")], bearer: vec![of("token"), of("token2")] }
+        Auth {
+            basic: vec![of("u:p"), of("u2:p:2")],
+            bearer: vec![of("token"), of("token2")],
+            path: vec![of("path")],
+            open_actions: false,
+        }
     }
 
     #[test]
@@ -105,8 +131,20 @@ mod tests {
     }
 
     #[test]
+    fn actions_have_a_token_of_their_own() {
+        let secret = |it: &str| Some(Secret::new(it));
+        assert!(auth().admits_action(secret("path").as_ref()) && !auth().closes_actions());
+        for token in [None, secret(""), secret("token"), secret("path/")] {
+            assert!(!auth().admits_action(token.as_ref()), "{:?}", token.map(|it| it.expose().to_owned()));
+        }
+        assert!(!auth().admits(Some("Bearer path")));
+        assert!(Auth { open_actions: true, ..auth() }.admits_action(None));
+        assert!(Auth { path: vec![], ..auth() }.closes_actions());
+    }
+
+    #[test]
     fn without_credentials_everyone_is_let_in() {
-        let open = Auth { basic: vec![], bearer: vec![] };
+        let open = Auth { basic: vec![], bearer: vec![], path: vec![], open_actions: false };
         assert!(open.is_open() && open.admits(None));
     }
 }

@@ -6,6 +6,7 @@ use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
 use crate::broker::BrokerError;
+use crate::config::Secret;
 use crate::osb::Id;
 
 /// A request whose body is there. It has no `Debug`: its headers hold a password.
@@ -14,6 +15,8 @@ pub(super) struct Call {
     pub(super) method: String,
     /// Where it goes.
     pub(super) route: Route,
+    /// The first part of a path that leads nowhere by itself: perhaps the token that opens the actions.
+    pub(super) token: Option<Secret>,
     /// Names and values, decoded, in order.
     query: Vec<(String, String)>,
     /// Names in lower case, and values.
@@ -37,6 +40,10 @@ pub(super) enum Route {
     LastOperation(Id),
     /// `/v2/service_instances/{instance_id}/service_bindings/{binding_id}`
     Binding(Id, Id),
+    /// `/v2/service_instances/{instance_id}/actions/credentials`
+    Credentials(Id),
+    /// `/v2/service_instances/{instance_id}/actions/rotate_credentials/schema`
+    ActionSchema(Id),
     /// A path with an id that cannot be one; says why.
     BadId(&'static str),
     /// Anything else.
@@ -53,6 +60,8 @@ impl Route {
             Route::Instance(_) => "instance",
             Route::LastOperation(_) => "last_operation",
             Route::Binding(..) => "binding",
+            Route::Credentials(_) => "credentials",
+            Route::ActionSchema(_) => "action_schema",
             Route::BadId(_) => "bad_id",
             Route::Unknown => "unknown",
         }
@@ -61,9 +70,18 @@ impl Route {
     /// The instance that it is about.
     pub(super) fn instance(&self) -> Option<&Id> {
         match self {
-            Route::Instance(id) | Route::LastOperation(id) | Route::Binding(id, _) => Some(id),
+            Route::Instance(id)
+            | Route::LastOperation(id)
+            | Route::Binding(id, _)
+            | Route::Credentials(id)
+            | Route::ActionSchema(id) => Some(id),
             Route::Healthz | Route::Readyz | Route::Catalog | Route::BadId(_) | Route::Unknown => None,
         }
+    }
+
+    /// Whether Akkeris sends it as its user's browser would: without a password and a version.
+    pub(super) fn is_action(&self) -> bool {
+        matches!(self, Route::Credentials(_) | Route::ActionSchema(_))
     }
 
     /// Where a path leads. Each segment is decoded by itself, so an id may hold any character.
@@ -79,6 +97,10 @@ impl Route {
             ["v2", "catalog"] => Route::Catalog,
             ["v2", "service_instances", id] => with_id(id, Route::Instance),
             ["v2", "service_instances", id, "last_operation"] => with_id(id, Route::LastOperation),
+            ["v2", "service_instances", id, "actions", "credentials"] => with_id(id, Route::Credentials),
+            ["v2", "service_instances", id, "actions", "rotate_credentials", "schema"] => {
+                with_id(id, Route::ActionSchema)
+            }
             ["v2", "service_instances", id, "service_bindings", binding] => {
                 match (decode_id(id), decode_id(binding)) {
                     (Ok(id), Ok(binding)) => Route::Binding(id, binding),
@@ -94,9 +116,11 @@ impl Call {
     /// Takes a request apart.
     pub(super) fn new(method: &str, target: &str, headers: Vec<(String, String)>, body: Vec<u8>) -> Call {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let (token, path) = split_token(path);
         Call {
             method: method.to_owned(),
             route: Route::parse(path),
+            token,
             query: query.split('&').filter(|it| !it.is_empty()).map(decode_pair).collect(),
             headers,
             body,
@@ -134,6 +158,17 @@ impl Call {
                 }
             })
         })
+    }
+}
+
+/// A path, and what stands before its `/v2`.
+fn split_token(path: &str) -> (Option<Secret>, &str) {
+    match path.strip_prefix('/').and_then(|it| it.split_once('/')) {
+        Some((token, rest)) if token != "v2" && rest.starts_with("v2/") => {
+            let start = path.len() - rest.len() - 1; // with the slash
+            (Some(Secret::new(token)), path.get(start..).unwrap_or_default())
+        }
+        _ => (None, path),
     }
 }
 
@@ -185,6 +220,27 @@ mod tests {
             ("", Route::Unknown),
         ] {
             assert_eq!(Route::parse(path), route, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_token_before_the_path_is_split_off() {
+        for (target, token, route) in [
+            ("/secret/v2/catalog?x=1", Some("secret"), Route::Catalog),
+            (
+                "/secret/v2/service_instances/a/actions/credentials",
+                Some("secret"),
+                Route::Credentials(id("a")),
+            ),
+            ("/v2/service_instances/a/actions/credentials", None, Route::Credentials(id("a"))),
+            ("/v2/service_instances/a/actions/rotate_credentials/schema", None, Route::ActionSchema(id("a"))),
+            ("//v2/catalog", Some(""), Route::Catalog),
+            ("/a/b/v2/catalog", None, Route::Unknown),
+            ("/secret/healthz", None, Route::Unknown),
+            ("/v2/v2/catalog", None, Route::Unknown),
+        ] {
+            let call = Call::new("GET", target, vec![], vec![]);
+            assert_eq!((call.token.as_ref().map(Secret::expose), call.route), (token, route), "{target}");
         }
     }
 

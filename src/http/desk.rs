@@ -3,14 +3,15 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use super::actions;
 use super::auth::Auth;
 use super::call::{Call, Route};
 use super::reply::Reply;
-use super::waiting::Waiters;
+use super::waiting::{Ticket, Waiters};
 use crate::broker::{self, Bound, BrokerError, CatalogQuery, Fresh, Habits, Outcome};
 use crate::config::ApiConfig;
 use crate::event::Event;
-use crate::osb::{BindingResponse, Id};
+use crate::osb::{BindingResponse, Id, Provisioned};
 use crate::store::{Store, StoreError, TaskState};
 
 /// How often the catalog is read anew, so that edits of the tables show.
@@ -21,7 +22,7 @@ const CATALOG_RETRY: Duration = Duration::from_millis(500);
 /// What every request may use.
 pub(super) struct Desk {
     /// The database.
-    store: Store,
+    pub(super) store: Store,
     /// What the names of buckets begin with.
     name_prefix: String,
     /// Set once the database has its tables.
@@ -58,6 +59,11 @@ impl Desk {
         self.auth.is_open()
     }
 
+    /// Whether a platform that sends no password with its actions cannot use them.
+    pub(super) fn closes_actions(&self) -> bool {
+        self.auth.closes_actions()
+    }
+
     /// Wakes those who wait for tasks, until the process is to end.
     pub(super) fn watch_tasks(&self, stop: &Event) {
         self.waiters.watch(&self.store, stop);
@@ -74,11 +80,16 @@ impl Desk {
             Route::Healthz => return only("GET", call, || Reply::text(200, "OK")),
             Route::Readyz => return only("GET", call, || self.readyz()),
             Route::Catalog | Route::Instance(_) | Route::LastOperation(_) | Route::Binding(..) => {}
-            Route::BadId(_) | Route::Unknown => {}
+            Route::Credentials(_) | Route::ActionSchema(_) | Route::BadId(_) | Route::Unknown => {}
         }
-        if !self.auth.admits(call.header("authorization")) {
+        let is_let_in = (call.route.is_action() && self.auth.admits_action(call.token.as_ref()))
+            || self.auth.admits(call.header("authorization"));
+        if !is_let_in {
             return Reply::error(401, None, "authentication is required")
                 .with_header("WWW-Authenticate", "Basic realm=\"servicebroker\", charset=\"UTF-8\"");
+        }
+        if call.token.as_ref().is_some_and(|it| !self.auth.knows(it)) {
+            return Reply::error(404, None, "no such path");
         }
         if let Err(reply) = self.check_version(call) {
             return reply;
@@ -91,18 +102,27 @@ impl Desk {
         match (&call.route, call.method.as_str()) {
             (Route::Catalog, "GET") => Ok(self.get_catalog()),
             (Route::Instance(id), "PUT") => self.put_service_instance(id, call),
+            (Route::Instance(id), "PATCH") => self.patch_service_instance(id, call),
             (Route::Instance(id), "DELETE") => self.delete_service_instance(id, call),
             (Route::LastOperation(id), "GET") => self.get_last_operation(id, call),
             (Route::Binding(id, binding), "PUT") => self.put_service_binding(id, binding, call),
             (Route::Binding(id, binding), "GET") => self.get_service_binding(id, binding),
             (Route::Binding(id, binding), "DELETE") => self.delete_service_binding(id, binding, call),
+            (Route::Credentials(id), "PUT") => self.put_credentials(id),
+            (Route::ActionSchema(id), "GET") => Ok(Reply::json(200, &actions::schema(id))),
             (Route::BadId(reason), _) => Err(BrokerError::BadRequest(reason)),
             (Route::Unknown, _) => Ok(Reply::error(404, None, "no such path")),
-            (Route::Instance(_), _) => Ok(method_not_allowed("PUT, DELETE")),
+            (Route::Instance(_), _) => Ok(method_not_allowed("PUT, PATCH, DELETE")),
+            (Route::Credentials(_), _) => Ok(method_not_allowed("PUT")),
             (Route::Binding(..), _) => Ok(method_not_allowed("PUT, GET, DELETE")),
-            (Route::Catalog | Route::LastOperation(_) | Route::Healthz | Route::Readyz, _) => {
-                Ok(method_not_allowed("GET"))
-            }
+            (
+                Route::Catalog
+                | Route::LastOperation(_)
+                | Route::ActionSchema(_)
+                | Route::Healthz
+                | Route::Readyz,
+                _,
+            ) => Ok(method_not_allowed("GET")),
         }
     }
 
@@ -110,7 +130,9 @@ impl Desk {
     /// own calls may lack it.
     fn check_version(&self, call: &Call) -> Result<(), Reply> {
         match call.header("x-broker-api-version") {
-            None if self.habits.strict => Err(Reply::error(400, None, "X-Broker-API-Version is missing")),
+            None if self.habits.strict && !call.route.is_action() => {
+                Err(Reply::error(400, None, "X-Broker-API-Version is missing"))
+            }
             None => Ok(()),
             Some(version) if is_supported(version) => Ok(()),
             Some(_) => Err(Reply::error(412, None, "X-Broker-API-Version must be 2.13 or a later 2.x")),
@@ -145,17 +167,18 @@ impl Desk {
     fn put_service_instance(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let request = self.body(call)?;
         let (key, accepts_incomplete) = (id.clone(), call.accepts_incomplete());
-        let fresh = Fresh::draw(&self.name_prefix)?;
-        let names = fresh.clone();
-        let outcome = self.await_task(&fresh, move |store| {
-            store.transaction(move |tx| broker::provision(tx, &key, &request, accepts_incomplete, &names))
+        let made = self.await_task(move |store, fresh| {
+            store.transaction(move |tx| broker::provision(tx, &key, &request, accepts_incomplete, &fresh))
         })?;
-        Ok(match outcome {
-            Waited::Now(Outcome::Enqueued { .. }) => Reply::empty(201),
-            Waited::Now(Outcome::InProgress { operation }) | Waited::Later(operation) => {
+        Ok(match made {
+            (Outcome::Enqueued { .. }, Wait::Ended(TaskState::Finished)) => {
+                Reply::json(201, &Provisioned { extension_apis: actions::extension_apis(id) })
+            }
+            // A task that failed is told by last_operation: one way, whenever it happens.
+            (Outcome::Enqueued { operation } | Outcome::InProgress { operation }, _) => {
                 Reply::accepted(&operation)
             }
-            Waited::Now(Outcome::Done) => Reply::empty(200),
+            (Outcome::Done, _) => Reply::empty(200),
         })
     }
 
@@ -163,14 +186,14 @@ impl Desk {
     fn delete_service_instance(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let (key, query, accepts_incomplete) =
             (id.clone(), self.catalog_query(call), call.accepts_incomplete());
-        let fresh = Fresh::draw(&self.name_prefix)?;
-        let names = fresh.clone();
-        let outcome = self.await_task(&fresh, move |store| {
-            store.transaction(move |tx| broker::deprovision(tx, &key, &query, accepts_incomplete, &names))
+        let removed = self.await_task(move |store, fresh| {
+            store.transaction(move |tx| broker::deprovision(tx, &key, &query, accepts_incomplete, &fresh))
         })?;
-        Ok(match outcome {
-            Waited::Now(Outcome::Enqueued { .. } | Outcome::Done) => Reply::empty(200),
-            Waited::Now(Outcome::InProgress { operation }) | Waited::Later(operation) => {
+        Ok(match removed {
+            (Outcome::Enqueued { .. }, Wait::Ended(TaskState::Finished)) | (Outcome::Done, _) => {
+                Reply::empty(200)
+            }
+            (Outcome::Enqueued { operation } | Outcome::InProgress { operation }, _) => {
                 Reply::accepted(&operation)
             }
         })
@@ -227,7 +250,7 @@ impl Desk {
     }
 
     /// The body; in strict mode only when it says that it is JSON.
-    fn body<T: serde::de::DeserializeOwned>(&self, call: &Call) -> Result<T, BrokerError> {
+    pub(super) fn body<T: serde::de::DeserializeOwned>(&self, call: &Call) -> Result<T, BrokerError> {
         let media_type = call.header("content-type").unwrap_or("application/json");
         let media_type = media_type.split(';').next().unwrap_or_default().trim();
         if self.habits.strict && !media_type.eq_ignore_ascii_case("application/json") {
@@ -242,24 +265,29 @@ impl Desk {
         CatalogQuery { service_id: sent("service_id"), plan_id: sent("plan_id"), habits: self.habits }
     }
 
-    /// Runs a transaction that may enqueue the task of `fresh`, and waits for it.
-    fn await_task(
+    /// Runs a transaction that may enqueue the task of its names, and waits for that task.
+    pub(super) fn await_task(
         &self,
-        fresh: &Fresh,
-        write: impl FnOnce(&Store) -> Result<Outcome, BrokerError>,
-    ) -> Result<Waited, BrokerError> {
+        write: impl FnOnce(&Store, Fresh) -> Result<Outcome, BrokerError>,
+    ) -> Result<(Outcome, Wait), BrokerError> {
+        let fresh = Fresh::draw(&self.name_prefix)?;
         let ticket = self.waiters.enter(&fresh.task); // before the commit, so that no end is missed
-        let outcome = write(&self.store)?;
-        let Outcome::Enqueued { operation } = &outcome else {
-            return Ok(Waited::Now(outcome));
+        let outcome = write(&self.store, fresh)?;
+        let ticket = ticket.filter(|_| matches!(outcome, Outcome::Enqueued { .. }));
+        Ok((outcome, self.wait(ticket)))
+    }
+
+    /// Waits for a task that was enqueued before.
+    pub(super) fn join(&self, task: &str) -> Wait {
+        self.wait(self.waiters.enter(task))
+    }
+
+    /// Waits, if there is a place to.
+    fn wait(&self, ticket: Option<Ticket<'_>>) -> Wait {
+        let Some(ticket) = ticket.filter(|_| !self.config.wait.is_zero()) else {
+            return Wait::None;
         };
-        let ended = ticket.and_then(|it| it.wait(self.config.wait));
-        // A task that failed is told by last_operation: one way, whenever it happens.
-        if ended == Some(TaskState::Finished) {
-            Ok(Waited::Now(outcome))
-        } else {
-            Ok(Waited::Later(operation.clone()))
-        }
+        ticket.wait(self.config.wait).map_or(Wait::Over, Wait::Ended)
     }
 
     /// Keeps the catalog up to date until the process is to end.
@@ -295,12 +323,15 @@ impl Desk {
     }
 }
 
-/// What came of an operation that may take longer than a request waits.
-enum Waited {
-    /// It is over.
-    Now(Outcome),
-    /// It goes on as this task.
-    Later(String),
+/// What came of waiting for a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// It was not waited for.
+    None,
+    /// The time is over and it goes on.
+    Over,
+    /// It has ended.
+    Ended(TaskState),
 }
 
 /// Answers if the method is the one that there is.

@@ -8,6 +8,7 @@
 //! - The catalog is served from memory: complete, or as it was when it last was.
 //! - A panic in a request is a 500; the process lives.
 
+mod actions;
 mod auth;
 mod call;
 mod desk;
@@ -92,6 +93,11 @@ impl Api {
         if desk.is_open() {
             log::warn!(
                 "no BROKER_PASSWORD and no BROKER_TOKEN is set: everyone who reaches the port is let in"
+            );
+        }
+        if desk.closes_actions() {
+            log::info!(
+                "actions need the password as well; region-api of Akkeris sends none: see ACTIONS_TOKEN"
             );
         }
         let gate = Arc::new(Gate::new(limits, inside, Arc::clone(stop), Arc::clone(&give_up)));

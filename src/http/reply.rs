@@ -86,6 +86,7 @@ impl From<BrokerError> for Reply {
             BrokerError::NotYetKnown => {
                 (503, None, "what is known of the bucket is not complete yet; a worker will complete it")
             }
+            BrokerError::NoWorker => (503, None, "no worker came to do it; nothing was changed"),
             BrokerError::Store(err) if err.is_unavailable() => {
                 log::warn!("request not served: cause={err}");
                 (503, None, "the broker's database is not available")
@@ -124,6 +125,7 @@ mod tests {
             (BrokerError::InstanceFailed, 422, "\"description\""),
             (BrokerError::BadRequest("x"), 400, "{\"description\":\"x\"}"),
             (BrokerError::NotYetKnown, 503, "\"description\""),
+            (BrokerError::NoWorker, 503, "nothing was changed"),
             (BrokerError::Store(StoreError::Silent), 503, "\"description\""),
             (BrokerError::Store(StoreError::Busy), 503, "\"description\""),
             (BrokerError::Store(StoreError::Unreadable("x")), 500, "{\"description\":\"internal error\"}"),

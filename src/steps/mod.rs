@@ -10,7 +10,12 @@
 //! - Every write to the database is made while the claim is held.
 
 mod delete;
+mod keys;
+mod plan;
 mod provision;
+mod resync;
+mod rotate;
+mod tags;
 
 use std::time::Duration;
 
@@ -39,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) iam_permissions_boundary: Option<String>,
     /// How long a provision may take from its request.
     pub(crate) provision_deadline: Duration,
+    /// How long the access key before the present one works on.
+    pub(crate) rotation_grace: Duration,
 }
 
 /// What one run of a task works with.
@@ -67,6 +74,30 @@ pub(crate) enum Ending {
     },
     /// Nothing of that name came up again.
     Swept,
+    /// The key that waited works, and is to be given out.
+    Rotated {
+        /// How long the one before works on.
+        grace: Duration,
+    },
+    /// The previous access key is gone.
+    KeyRemoved {
+        /// Its id.
+        key: String,
+    },
+    /// The bucket is what that plan promises.
+    PlanChanged {
+        /// The plan's id.
+        plan: String,
+    },
+    /// AWS refused a change of plan, and the bucket is as it was.
+    PlanKept {
+        /// Why, fit for the platform to read.
+        reason: String,
+    },
+    /// Bucket and user bear the tags that they should.
+    Tagged,
+    /// The row says what AWS does.
+    Resynced,
 }
 
 /// Why a run did not come to its end.
@@ -160,18 +191,18 @@ pub(crate) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
         TaskKind::Provision => provision::run(work),
         TaskKind::Delete => delete::run(work),
         TaskKind::Sweep => delete::sweep(work),
-        TaskKind::ChangePlans
-        | TaskKind::RotateCredentials
-        | TaskKind::RemovePreviousKey
-        | TaskKind::Tag
-        | TaskKind::Check
+        TaskKind::ChangePlans => plan::change(work),
+        TaskKind::RotateCredentials => rotate::run(work),
+        TaskKind::RemovePreviousKey => rotate::remove_previous_key(work),
+        TaskKind::Tag => tags::run(work),
+        TaskKind::ResyncFromProvider | TaskKind::ResyncUntilAvailable | TaskKind::PerformPostProvision => {
+            resync::run(work)
+        }
+        TaskKind::ChangeProviders => Err(StepError::Unfixable("buckets have one provider, AWS".to_owned())),
+        TaskKind::RestoreDatabase => Err(StepError::Unfixable("a bucket is no database".to_owned())),
+        TaskKind::Check
         | TaskKind::NotifyCreateService
         | TaskKind::NotifyCreateBinding
-        | TaskKind::ResyncFromProvider
-        | TaskKind::ResyncUntilAvailable
-        | TaskKind::PerformPostProvision
-        | TaskKind::ChangeProviders
-        | TaskKind::RestoreDatabase
         | TaskKind::Unknown(_) => Err(StepError::Unfixable("this version has no such task".to_owned())),
     }
 }
@@ -185,9 +216,18 @@ struct Notes {
     /// Provision: the first name turned out to be somebody else's bucket.
     #[serde(default)]
     renamed: bool,
-    /// Sweep: the name to look for.
+    /// Sweep: the name to look for; removal of a key: its user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
+    /// Removal of a key: its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    /// Change of plan: the new one, as the old broker wrote it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plan: Option<String>,
+    /// Change of plan: why AWS refused it; from then on the bucket is put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
 }
 
 /// A task that looks whether anything of that name is left, or came up behind its removal.
@@ -198,6 +238,22 @@ pub(crate) fn sweep(instance: &str, name: String, delay: Duration) -> Result<New
         kind: TaskKind::Sweep,
         metadata: Notes { name: Some(name), ..Notes::default() }.to_json(),
         delay,
+    })
+}
+
+/// A task that removes the access key before the present one when its grace is over.
+pub(crate) fn key_removal(
+    instance: &str,
+    user: String,
+    key: String,
+    grace: Duration,
+) -> Result<NewTask, StoreError> {
+    Ok(NewTask {
+        task: random::uuid().map_err(|_| StoreError::Unreadable("random bytes"))?,
+        instance: instance.to_owned(),
+        kind: TaskKind::RemovePreviousKey,
+        metadata: Notes { name: Some(user), key: Some(key), ..Notes::default() }.to_json(),
+        delay: grace,
     })
 }
 
@@ -266,6 +322,11 @@ pub(crate) fn find_bucket(caller: &Caller<'_>, aws: &Aws, bucket: &str) -> Resul
     Ok(Whereabouts { region, location, s3_endpoint: aws.s3_endpoint().map(str::to_owned) })
 }
 
+/// Look again after `delay`.
+fn wait(delay: Duration, reason: &str) -> StepError {
+    StepError::Wait { delay, reason: reason.to_owned() }
+}
+
 /// The account in an ARN.
 fn account_of(arn: &str) -> Option<&str> {
     arn.split(':').nth(4).filter(|it| !it.is_empty())
@@ -305,7 +366,7 @@ mod tests {
 
     #[test]
     fn notes_survive_and_nonsense_counts_as_none() {
-        let notes = Notes { prepared: true, renamed: true, name: None };
+        let notes = Notes { prepared: true, renamed: true, ..Notes::default() };
         let again = Notes::parse(&notes.to_json());
         assert!(again.prepared && again.renamed);
         assert!(!Notes::parse("").prepared && !Notes::parse("[1]").prepared);

@@ -25,7 +25,17 @@ const REMOVE: &str = "
     update bindings set deleted = true, updated = now()
     where resource = $1 and binding = $2 and not deleted";
 
+/// Bindings of an instance, in the order of their ids.
+const FIND_ALL: &str = "
+    select binding, app from bindings where resource = $1 and not deleted order by binding";
+
 impl Transaction<'_> {
+    /// The bindings of an instance, by their ids, each with its app.
+    pub(crate) fn bindings(&mut self, instance: &str) -> Result<Vec<(String, Option<String>)>, StoreError> {
+        let rows = self.query(FIND_ALL, &[(&instance, Type::TEXT)])?;
+        rows.iter().map(|row| Ok((row.try_get("binding")?, row.try_get("app")?))).collect()
+    }
+
     /// The binding, unbound or not.
     pub(crate) fn find_binding(
         &mut self,

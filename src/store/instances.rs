@@ -102,6 +102,23 @@ pub(crate) struct Instance {
     pub(crate) s3_endpoint: Option<String>,
     /// The user's ARN, once AWS has told it.
     pub(crate) user_arn: Option<String>,
+    /// An access key that is not given out yet.
+    pub(crate) next_key: Option<NextKey>,
+    /// Id of the access key before the present one, as long as it works.
+    pub(crate) previous_key: Option<String>,
+    /// The KMS key of objects from before the last change of plan.
+    pub(crate) former_kms_key: Option<String>,
+}
+
+/// An access key that is not given out yet.
+#[derive(Debug, Clone)]
+pub(crate) struct NextKey {
+    /// Its id.
+    pub(crate) id: String,
+    /// The secret.
+    pub(crate) secret: Secret,
+    /// How old it is.
+    pub(crate) age: Duration,
 }
 
 /// Where a bucket turned out to be.
@@ -120,7 +137,8 @@ macro_rules! select_instance {
     ($tail:literal) => {
         concat!(
             "select id, name, plan::text, status, deleted, username, password, region, location,
-                s3_endpoint, user_arn, organization, space,
+                s3_endpoint, user_arn, organization, space, next_key, next_secret, previous_key, former_kms_key,
+                extract(epoch from now() - next_key_since)::float8 as next_key_age_s,
                 extract(epoch from now() - created)::float8 as age_s,
                 extract(epoch from now() - key_since)::float8 as key_age_s
             from resources where id = $1",
@@ -144,6 +162,8 @@ const REUSE: &str = "
     update resources set name = $2, plan = $3::uuid, claimed = true, status = 'provisioning', endpoint = $2,
         organization = $4, space = $5, created = now(), deleted = false,
         username = null, password = null, key_since = null, user_arn = null,
+        next_key = null, next_secret = null, next_key_since = null, previous_key = null,
+        previous_key_until = null, former_kms_key = null,
         region = null, location = null, s3_endpoint = null
     where id = $1";
 /// Bindings of the former instance do not belong to the new one.
@@ -179,7 +199,10 @@ const PLACE: &str = "
     update resources set region = $2, location = $3, s3_endpoint = $4 where id = $1 and region is null";
 /// Leaves nothing that opens anything. `$2` whether the row is gone for the platform too.
 const WIPE: &str = "
-    update resources set username = null, password = null, key_since = null, deleted = $2 where id = $1";
+    update resources set username = null, password = null, key_since = null, next_key = null,
+        next_secret = null, next_key_since = null, previous_key = null, previous_key_until = null,
+        former_kms_key = null, deleted = $2
+    where id = $1";
 
 impl Transaction<'_> {
     /// Writes a new instance; false when the id is taken already.
@@ -265,7 +288,12 @@ impl Transaction<'_> {
     }
 
     /// The parameters that both ways of writing a place share.
-    fn write_place(&mut self, sql: &str, id: &str, bucket: &Whereabouts) -> Result<(), StoreError> {
+    pub(super) fn write_place(
+        &mut self,
+        sql: &str,
+        id: &str,
+        bucket: &Whereabouts,
+    ) -> Result<(), StoreError> {
         let parameters: [super::Parameter<'_>; 4] = [
             (&id, Type::TEXT),
             (&bucket.region, Type::TEXT),
@@ -303,11 +331,28 @@ impl Instance {
             location: row.try_get("location")?,
             s3_endpoint: row.try_get("s3_endpoint")?,
             user_arn: row.try_get("user_arn")?,
+            next_key: NextKey::read(row)?,
+            previous_key: row.try_get("previous_key")?,
+            former_kms_key: row.try_get("former_kms_key")?,
         })
     }
 }
 
+impl NextKey {
+    /// The part of a row of [`FIND`] or [`LOCK`].
+    fn read(row: &Row) -> Result<Option<NextKey>, StoreError> {
+        let id: Option<String> = row.try_get("next_key")?;
+        let secret: Option<String> = row.try_get("next_secret")?;
+        let age_s: Option<f64> = row.try_get("next_key_age_s")?;
+        Ok(id.zip(secret).map(|(id, secret)| NextKey {
+            id,
+            secret: Secret::new(secret),
+            age: seconds(age_s.unwrap_or_default()),
+        }))
+    }
+}
+
 /// A span that the database measured; none is negative but by a clock set back.
-fn seconds(span: f64) -> Duration {
+pub(super) fn seconds(span: f64) -> Duration {
     Duration::try_from_secs_f64(span.max(0.0)).unwrap_or_default()
 }

@@ -15,6 +15,7 @@
 
 mod bindings;
 mod catalog;
+mod changes;
 mod connect;
 mod error;
 mod instances;
@@ -36,7 +37,7 @@ use postgres::{Client, Row};
 pub(crate) use catalog::{OfferingRow, PlanRow};
 pub(crate) use connect::Target;
 pub(crate) use error::StoreError;
-pub(crate) use instances::{Instance, InstanceStatus, NewInstance, Provisioned, Whereabouts};
+pub(crate) use instances::{Instance, InstanceStatus, NewInstance, NextKey, Provisioned, Whereabouts};
 pub(crate) use kinds::TaskKind;
 pub(crate) use listen::Listener;
 pub(crate) use tasks::{Claim, LeaseState, NewTask, TaskRow, TaskState};

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use postgres::Row;
 use postgres::types::Type;
 
+use super::instances::seconds;
 use super::kinds::TaskKind;
 use super::listen::{DUE, ENDED};
 use super::{Store, StoreError, Transaction};
@@ -105,6 +106,10 @@ pub(crate) struct TaskRow {
     pub(crate) result: String,
     /// How often it was claimed.
     pub(crate) attempts: u32,
+    /// What it needs to know, as JSON.
+    pub(crate) metadata: String,
+    /// How long ago it ended.
+    pub(crate) ended: Option<Duration>,
 }
 
 /// `$1` is this worker's name, `$2` the lease in seconds. One row at most; the order is total.
@@ -184,15 +189,30 @@ const STOP_PENDING: &str = "
 const CANCEL_RUNNING: &str = "
     update tasks set cancel = true
     where resource = $1 and status = 'started' and worker is not null and action <> all($2) and not deleted";
+/// All columns that a [`TaskRow`] is read from; two selects share it.
+macro_rules! select_task {
+    ($tail:literal) => {
+        concat!(
+            "select task::text, status::text, result, retries, metadata,
+                extract(epoch from now() - finished)::float8 as ended_s
+            from tasks where resource = $1 and not deleted and ",
+            $tail
+        )
+    };
+}
+
 /// The newest task of `$1` with action `$2`.
-const FIND_LATEST: &str = "
-    select task::text, status::text, result, retries from tasks
-    where resource = $1 and action = $2 and not deleted
-    order by created desc, task desc limit 1";
+const FIND_LATEST: &str = select_task!("action = $2 order by created desc, task desc limit 1");
 /// One task of `$1`.
-const FIND_TASK: &str = "
-    select task::text, status::text, result, retries from tasks
-    where resource = $1 and task::text = $2 and not deleted";
+const FIND_TASK: &str = select_task!("task::text = $2");
+/// Takes back what nobody has begun: `$1` instance, `$2` task.
+const WITHDRAW: &str = "
+    update tasks set status = 'failed', result = 'withdrawn before a worker came', finished = now()
+    where resource = $1 and task = $2::uuid and status = 'pending' and retries = 0 and not deleted";
+/// Whether a task of `$1` with action `$2` waits that no worker has begun.
+const IS_WAITING: &str = "
+    select exists (
+        select 1 from tasks where resource = $1 and action = $2 and status = 'pending' and not deleted)";
 /// Of the given ones, those that have ended.
 const FIND_ENDED: &str = "
     select task::text, status::text from tasks
@@ -354,6 +374,18 @@ impl Transaction<'_> {
         self.execute(CANCEL_RUNNING, &parameters).map(drop)
     }
 
+    /// Takes back a task that no worker has begun; false when one has.
+    pub(crate) fn withdraw_task(&mut self, instance: &str, task: &str) -> Result<bool, StoreError> {
+        Ok(self.execute(WITHDRAW, &[(&instance, Type::TEXT), (&task, Type::TEXT)])? == 1)
+    }
+
+    /// Enqueues a task unless one of its kind waits already: that one will see what there is to see.
+    pub(crate) fn enqueue_unless_waiting(&mut self, new: &NewTask) -> Result<(), StoreError> {
+        let action = new.kind.as_str();
+        let row = self.query_one(IS_WAITING, &[(&new.instance, Type::TEXT), (&action, Type::TEXT)])?;
+        if row.try_get(0)? { Ok(()) } else { self.enqueue(new) }
+    }
+
     /// The newest task of a kind.
     pub(crate) fn latest_task(
         &mut self,
@@ -405,6 +437,8 @@ impl TaskRow {
             state: TaskState::parse(row.try_get("status")?)?,
             result: row.try_get("result")?,
             attempts: u32::try_from(row.try_get::<_, i32>("retries")?).unwrap_or(0),
+            metadata: row.try_get("metadata")?,
+            ended: row.try_get::<_, Option<f64>>("ended_s")?.map(seconds),
         })
     }
 }

@@ -55,6 +55,11 @@ impl RetryPolicy {
     }
 }
 
+/// Whether a task goes on trying what AWS refuses for good: what it removes must not stay.
+pub(super) fn outlasts_refusal(kind: &TaskKind) -> bool {
+    matches!(kind, TaskKind::Delete | TaskKind::Sweep | TaskKind::RemovePreviousKey)
+}
+
 /// Takes a random part, a quarter at most, off a pause, so that many do not come back together.
 pub(super) fn spread(pause: Duration) -> Duration {
     let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);

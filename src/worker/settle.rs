@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::random;
-use crate::steps::{Ending, sweep};
+use crate::steps::{Ending, key_removal, sweep};
 use crate::store::{Claim, InstanceStatus, LeaseState, NewTask, StoreError, TaskKind, Transaction};
 
 /// When the name of a removed instance is looked at once more.
@@ -92,6 +92,33 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             tx.enqueue(&sweep(&claim.instance, name, SWEEP_DELAY)?)
         }
         Ending::Swept => tx.finish_task(claim, "nothing was left"),
+        Ending::KeyRemoved { key } => {
+            tx.forget_previous_key(&claim.instance, Some(&key))?;
+            tx.finish_task(claim, "the previous access key was removed")
+        }
+        Ending::Tagged => tx.finish_task(claim, "tagged"),
+        Ending::Resynced => tx.finish_task(claim, "in line with AWS"),
+        // A delete came after the last look.
+        Ending::Rotated { .. } | Ending::PlanChanged { .. } | Ending::PlanKept { .. }
+            if !matches!(status, Some(InstanceStatus::Available | InstanceStatus::Modifying)) =>
+        {
+            tx.fail_task(claim, "stopped by delete")
+        }
+        Ending::Rotated { grace } => {
+            let user = tx.find_instance(&claim.instance)?.map(|it| it.name).unwrap_or_default();
+            if let Some(previous) = tx.advance_key(&claim.instance, grace)? {
+                tx.enqueue(&key_removal(&claim.instance, user, previous, grace)?)?;
+            }
+            tx.finish_task(claim, "rotated")
+        }
+        Ending::PlanChanged { plan } => {
+            tx.change_plan(&claim.instance, &plan)?;
+            tx.finish_task(claim, "the plan was changed")
+        }
+        Ending::PlanKept { reason } => {
+            tx.set_status(&claim.instance, InstanceStatus::Available)?;
+            tx.fail_task(claim, &reason)
+        }
     }
 }
 
@@ -99,9 +126,11 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
 /// there is of it is removed by a delete that nobody has to ask for.
 fn give_up(tx: &mut Transaction<'_>, claim: &Claim, public: &str) -> Result<(), StoreError> {
     tx.fail_task(claim, public)?;
-    let instance = tx.find_instance(&claim.instance)?;
-    let provisioning = instance.is_some_and(|it| it.status == InstanceStatus::Provisioning);
-    if claim.kind != TaskKind::Provision || !provisioning {
+    let status = tx.find_instance(&claim.instance)?.map(|it| it.status);
+    if claim.kind == TaskKind::ChangePlans && status == Some(InstanceStatus::Modifying) {
+        return tx.set_status(&claim.instance, InstanceStatus::Available);
+    }
+    if claim.kind != TaskKind::Provision || status != Some(InstanceStatus::Provisioning) {
         return Ok(());
     }
     tx.set_status(&claim.instance, InstanceStatus::Failed)?;

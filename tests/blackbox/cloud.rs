@@ -151,3 +151,9 @@ pub(crate) fn try_admin(arguments: &[&str]) -> Output {
         (setting("TEST_AWS_ADMIN_ACCESS_KEY_ID"), setting("TEST_AWS_ADMIN_SECRET_ACCESS_KEY"));
     aws(&key, &secret, arguments)
 }
+
+/// AWS says that the broker may not.
+pub(crate) fn access_denied() -> crate::relay::Fault {
+    let error = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+    crate::relay::Fault::Status(403, format!("<ErrorResponse>{error}</ErrorResponse>"))
+}

@@ -20,14 +20,18 @@ mod faults;
 mod hardship;
 mod lifecycle;
 mod matrix;
+mod old_tasks;
 mod own_postgres;
+mod plan_change;
 mod proxy;
 mod queue;
 mod reconcile;
 #[path = "../relay/mod.rs"]
 mod relay;
+mod rotation;
 mod schema;
 mod settings;
 mod statuses;
 mod strictness;
 mod support;
+mod tags;

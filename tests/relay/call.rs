@@ -91,6 +91,7 @@ impl Call {
                 ("PUT", "") => "CreateBucket",
                 ("PUT", _) => put_bucket(word),
                 ("DELETE", "") => "DeleteBucket",
+                ("DELETE", "encryption") => "DeleteBucketEncryption",
                 ("HEAD", _) => "HeadBucket",
                 ("POST", "delete") => "DeleteObjects",
                 ("GET", _) if has("versions") => "ListObjectVersions",

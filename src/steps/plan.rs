@@ -1,0 +1,259 @@
+//! What plans promise, and the settings of a bucket that keep it. *change-plans*: the bucket of an instance
+//! becomes what another plan promises.
+//!
+//! A change is seen on AWS before the row's plan changes. What AWS refuses for good is put back, and
+//! the row keeps its plan.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{Ending, Notes, StepError, Verdict, Work, wait};
+use crate::aws::{KmsKey, tenant_policy};
+use crate::store::{Instance, InstanceStatus};
+
+/// Name of the user's one policy.
+const POLICY_NAME: &str = "bucket";
+/// When to look again at a setting that AWS does not show yet.
+const SETTING_TRIAL_INTERVAL: Duration = Duration::from_secs(1);
+/// Where versions that are rarely read go.
+const STORAGE_CLASS: &str = "STANDARD_IA";
+/// Days for which a versioned plan keeps what was overwritten or deleted.
+const NONCURRENT_DAYS: u32 = 180;
+
+/// What a plan's `provider_private_details` promise.
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+pub(super) struct Promise {
+    /// Overwritten and deleted objects are kept.
+    #[serde(default)]
+    pub(super) versioned: bool,
+    /// Objects are encrypted with a KMS key.
+    #[serde(default)]
+    pub(super) encrypted: bool,
+    /// The key; `${AWS_KMS_KEY_ID}` stands for the worker's setting.
+    #[serde(default, rename = "kmsKeyId")]
+    kms_key_id: Option<String>,
+}
+
+impl Promise {
+    /// What a plan promises.
+    pub(super) fn of(work: &Work<'_>, plan: &str) -> Result<Promise, StepError> {
+        let plan = plan.to_owned();
+        let row = work.store.transaction(move |tx| tx.find_plan(&plan))?;
+        let row = row.ok_or_else(|| StepError::Unfixable("the plan has no row".to_owned()))?;
+        serde_json::from_str(&row.details).map_err(|_| {
+            StepError::Unfixable("the plan's provider_private_details cannot be read".to_owned())
+        })
+    }
+
+    /// The key that the plan names, `None` for the account's own.
+    pub(super) fn kms_key(&self, work: &Work<'_>, instance: &Instance) -> Result<Option<KmsKey>, StepError> {
+        let named = match self.kms_key_id.as_deref() {
+            Some("${AWS_KMS_KEY_ID}") | None => work.settings.kms_key_id.as_deref(),
+            Some("") => None,
+            Some(other) => Some(other),
+        };
+        named.filter(|_| self.encrypted).map(|it| read_key(work, instance, it)).transpose()
+    }
+}
+
+/// A KMS key by whatever it is called.
+fn read_key(work: &Work<'_>, instance: &Instance, named: &str) -> Result<KmsKey, StepError> {
+    let parsed = KmsKey::parse(named, work.aws.partition(), work.aws.region(), work.account(instance));
+    parsed.map_err(|err| StepError::Unfixable(format!("the plan's KMS key: {err}")))
+}
+
+/// Changes the plan, or goes on changing it, or goes on putting the bucket back.
+pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
+    let mut notes = Notes::parse(&work.claim.metadata);
+    let target =
+        notes.plan.clone().ok_or_else(|| StepError::Unfixable("the task names no plan".to_owned()))?;
+    let instance = work.instance()?;
+    if !matches!(instance.status, InstanceStatus::Available | InstanceStatus::Modifying) {
+        return Err(StepError::Unfixable("the instance cannot be used".to_owned()));
+    }
+    if notes.refused.is_none() {
+        match shape(work, &instance, &target) {
+            Ok(()) => return Ok(Ending::PlanChanged { plan: target }),
+            Err(err) if err.verdict() == Verdict::GiveUp => {
+                log::warn!(
+                    "plan not changed, the bucket is put back: instance={:?} cause={err}",
+                    instance.id
+                );
+                notes.refused = Some(err.public());
+                work.remember(&notes)?;
+            }
+            Err(err) => return Err(err),
+        }
+    }
+    let mut reason = notes.refused.unwrap_or_default();
+    if let Err(err) = shape(work, &instance, &instance.provisioned.plan) {
+        if err.verdict() != Verdict::GiveUp {
+            return Err(err);
+        }
+        log::error!("bucket not put back entirely: instance={:?} cause={err}", instance.id);
+        reason.push_str("; the bucket could not be put back entirely");
+    }
+    Ok(Ending::PlanKept { reason })
+}
+
+/// Makes the bucket what a plan promises, and sees that it is.
+///
+/// The user's policy comes first, so that the tenant can use the key before the bucket wants it.
+fn shape(work: &Work<'_>, instance: &Instance, plan: &str) -> Result<(), StepError> {
+    let promise = Promise::of(work, plan)?;
+    let key = promise.kms_key(work, instance)?;
+    let former = former_key(work, instance, key.as_ref())?;
+    put_user_policy(work, instance, key.as_ref().or(former.as_ref()))?;
+    if promise.encrypted {
+        ensure_encryption(work, instance, key.as_ref())?;
+    } else {
+        ensure_no_encryption(work, &instance.name)?;
+    }
+    if promise.versioned {
+        ensure_versioning(work, instance)
+    } else {
+        ensure_no_versioning(work, &instance.name)
+    }
+}
+
+/// Opens the bucket, and the key, to the instance's user.
+pub(super) fn put_user_policy(
+    work: &Work<'_>,
+    instance: &Instance,
+    key: Option<&KmsKey>,
+) -> Result<(), StepError> {
+    let policy = tenant_policy(work.aws.partition(), &instance.name, key);
+    Ok(work.caller().put_user_policy(&instance.name, POLICY_NAME, &policy)?)
+}
+
+/// The key of the objects that are there already: the tenant goes on reading them, whatever the plan.
+/// It is kept in the row before the bucket forgets it. Two different keys at once are refused.
+pub(super) fn former_key(
+    work: &Work<'_>,
+    instance: &Instance,
+    wanted: Option<&KmsKey>,
+) -> Result<Option<KmsKey>, StepError> {
+    let shown = work.caller().get_bucket_encryption(&instance.name)?.and_then(|it| it.kms_key);
+    let named = match (&instance.former_kms_key, shown) {
+        (Some(kept), _) => Some(kept.clone()),
+        // the account's own key needs no word in a policy
+        (None, Some(shown)) if !shown.ends_with("alias/aws/s3") => {
+            let kept = shown.clone();
+            work.write(move |tx, id| tx.save_former_kms_key(id, &kept))?;
+            Some(shown)
+        }
+        (None, _) => None,
+    };
+    let Some(named) = named else {
+        return Ok(None);
+    };
+    if wanted.is_some_and(|it| !is_key(Some(&named), it.master_key_id())) {
+        return Err(StepError::Unfixable("the bucket holds objects of another KMS key".to_owned()));
+    }
+    read_key(work, instance, &named).map(Some)
+}
+
+/// Leaves the bucket without a KMS key for new objects, and sees that it has none.
+fn ensure_no_encryption(work: &Work<'_>, bucket: &str) -> Result<(), StepError> {
+    let caller = work.caller();
+    let is_kms = || -> Result<bool, StepError> {
+        Ok(caller.get_bucket_encryption(bucket)?.is_some_and(|it| it.algorithm == "aws:kms"))
+    };
+    if !is_kms()? {
+        return Ok(());
+    }
+    caller.delete_bucket_encryption(bucket)?;
+    if is_kms()? { Err(wait(SETTING_TRIAL_INTERVAL, "AWS shows the encryption still")) } else { Ok(()) }
+}
+
+/// Leaves the bucket making no more versions, and sees that it makes none. Those that it has expire as
+/// they would have.
+fn ensure_no_versioning(work: &Work<'_>, bucket: &str) -> Result<(), StepError> {
+    let caller = work.caller();
+    let Some(status) = caller.get_bucket_versioning(bucket)? else {
+        return Ok(());
+    };
+    if status != "Suspended" {
+        caller.put_bucket_versioning(bucket, false)?;
+    }
+    caller.put_bucket_lifecycle_configuration(bucket, None)?;
+    if caller.get_bucket_versioning(bucket)?.as_deref() == Some("Suspended") {
+        Ok(())
+    } else {
+        Err(wait(SETTING_TRIAL_INTERVAL, "AWS shows the versioning still"))
+    }
+}
+
+/// Leaves the bucket encrypting with the key, and sees that it does.
+pub(super) fn ensure_encryption(
+    work: &Work<'_>,
+    instance: &Instance,
+    key: Option<&KmsKey>,
+) -> Result<(), StepError> {
+    let (caller, wanted) = (work.caller(), key.map(KmsKey::master_key_id));
+    caller.put_bucket_encryption(&instance.name, wanted)?;
+    let found = caller.get_bucket_encryption(&instance.name)?;
+    let kept = found.is_some_and(|it| {
+        it.algorithm == "aws:kms" && wanted.is_none_or(|wanted| is_key(it.kms_key.as_deref(), wanted))
+    });
+    if kept { Ok(()) } else { Err(wait(SETTING_TRIAL_INTERVAL, "AWS does not show the encryption yet")) }
+}
+
+/// Whether AWS shows the key that was named. It may show the ARN of what was named by id or alias.
+fn is_key(shown: Option<&str>, named: &str) -> bool {
+    let is_alias = named.contains("alias/");
+    shown.is_some_and(|shown| shown == named || is_alias || shown.ends_with(&format!("/{named}")))
+}
+
+/// Leaves the bucket keeping versions for as long as is promised, and sees that it does.
+pub(super) fn ensure_versioning(work: &Work<'_>, instance: &Instance) -> Result<(), StepError> {
+    let (caller, bucket) = (work.caller(), instance.name.as_str());
+    caller.put_bucket_versioning(bucket, true)?;
+    caller.put_bucket_lifecycle_configuration(bucket, Some(STORAGE_CLASS))?;
+    let versioned = caller.get_bucket_versioning(bucket)?.as_deref() == Some("Enabled");
+    let rules = caller.get_bucket_lifecycle_configuration(bucket)?.unwrap_or_default();
+    let expires = rules
+        .iter()
+        .any(|it| it.status == "Enabled" && it.noncurrent_expiration_days == Some(NONCURRENT_DAYS));
+    if versioned && expires {
+        Ok(())
+    } else {
+        Err(wait(SETTING_TRIAL_INTERVAL, "AWS does not show the versioning yet"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_four_plans_promise_what_their_rows_say() {
+        for (details, versioned, encrypted) in [
+            (r#"{"versioned":false}"#, false, false),
+            (r#"{"versioned":true}"#, true, false),
+            (r#"{"versioned":false, "encrypted":true, "kmsKeyId":"${AWS_KMS_KEY_ID}"}"#, false, true),
+            (r#"{"versioned":true, "encrypted":true, "kmsKeyId":"alias/x", "more":1}"#, true, true),
+            ("{}", false, false),
+        ] {
+            let promise: Promise = serde_json::from_str(details).unwrap();
+            assert_eq!((promise.versioned, promise.encrypted), (versioned, encrypted), "{details}");
+        }
+        assert!(serde_json::from_str::<Promise>(r#"{"versioned":"yes"}"#).is_err());
+    }
+
+    #[test]
+    fn a_key_is_known_by_its_arn_too() {
+        let arn = "arn:aws:kms:us-west-2:123456789012:key/1234-abcd";
+        for (shown, named, same) in [
+            (Some(arn), arn, true),
+            (Some(arn), "1234-abcd", true),
+            (Some(arn), "alias/mine", true),
+            (Some(arn), "4-abcd", false),
+            (Some("arn:aws:kms:us-west-2:123456789012:key/other"), arn, false),
+            (None, "alias/mine", false),
+        ] {
+            assert_eq!(is_key(shown, named), same, "{shown:?} {named}");
+        }
+    }
+}

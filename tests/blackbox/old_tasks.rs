@@ -1,0 +1,81 @@
+//! The tasks of the old broker: each ends, also those that never did anything there.
+
+use crate::cloud::*;
+use crate::support::*;
+
+/// What the old broker wrote: no worker, no due time.
+fn enqueue(setup: &Setup, action: &str, metadata: &str) {
+    let sql =
+        "insert into tasks (task, resource, action, metadata) values (gen_random_uuid(), 'one', $1, $2)";
+    setup.database.connect().execute(sql, &[&action, &metadata]).unwrap();
+}
+
+/// Waits for the end of a task: its state and what it says.
+fn end_of(setup: &Setup, action: &str) -> (String, String) {
+    let of = |column: &str| {
+        setup.database.text(&format!(
+            "select {column}::text from tasks where action = '{action}' and status in ('finished', 'failed')"
+        ))
+    };
+    eventually(&format!("{action} ends"), PATIENCE, || Some((of("status")?, of("result")?)))
+}
+
+#[test]
+fn every_action_of_the_old_broker_ends() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    for (action, metadata, state, says) in [
+        ("resync-from-provider", "", "finished", "in line"),
+        ("resync-until-available", "", "finished", "in line"),
+        ("perform-post-provision", "", "finished", "in line"),
+        ("change-providers", "{\"plan\":\"x\"}", "failed", "one provider"),
+        ("restore-database", "{\"backup\":\"x\"}", "failed", "no database"),
+        ("change-plans", &format!("{{\"plan\":\"{VERSIONED}\"}}"), "finished", "changed"),
+        ("something-new", "x", "failed", "no such task"),
+    ] {
+        enqueue(&setup, action, metadata);
+        let (ended, said) = end_of(&setup, action);
+        assert!(ended == state && said.contains(says), "{action}: {ended} {said}");
+    }
+    let name = setup.database.text("select name from resources").unwrap();
+    assert!(ask_s3(&format!("/{name}?versioning")).contains("Enabled"));
+    assert_eq!(setup.database.text("select plan::text from resources").as_deref(), Some(VERSIONED));
+    enqueue(&setup, "delete", "");
+    assert_eq!(end_of(&setup, "delete").0, "finished");
+    setup.check_nothing_left();
+}
+
+#[test]
+fn resync_repairs_row_and_policy() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let before = setup.database.text("select concat_ws(' ', user_arn, region, location) from resources");
+    let name = setup.database.text("select name from resources").unwrap();
+    ask_iam(&format!("Action=DeleteUserPolicy&Version=2010-05-08&UserName={name}&PolicyName=bucket"));
+    let sql = "update resources set user_arn = null, region = 'nowhere', location = 'nowhere'";
+    setup.database.connect().batch_execute(sql).unwrap();
+    enqueue(&setup, "resync-from-provider", "");
+    assert_eq!(end_of(&setup, "resync-from-provider").0, "finished");
+    assert_eq!(
+        setup.database.text("select concat_ws(' ', user_arn, region, location) from resources"),
+        before
+    );
+    let form = format!("Action=GetUserPolicy&Version=2010-05-08&UserName={name}&PolicyName=bucket");
+    assert!(ask_iam(&form).contains("PolicyDocument"));
+}
+
+#[test]
+fn an_action_on_an_instance_that_is_gone_ends() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    api.remove("one", BASIC);
+    for action in ["resync-from-provider", "change-plans", "rotate-credentials", "tag", "remove-previous-key"]
+    {
+        enqueue(&setup, action, "{\"plan\":\"x\"}");
+        assert_eq!(end_of(&setup, action).0, "failed", "{action}");
+    }
+    setup.check_nothing_left();
+}

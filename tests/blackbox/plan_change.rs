@@ -1,0 +1,243 @@
+//! Changes of plan: what the platform is told happens, and what does not happen leaves nothing.
+
+use serde_json::{Value, json};
+
+use crate::cloud::*;
+use crate::relay::{Fault, Point, When};
+use crate::support::*;
+
+impl Api {
+    /// Asks for another plan as Akkeris does.
+    fn change(&self, instance: &str, plan: &str) -> Answer {
+        self.patch(instance, &json!({ "service_id": SERVICE, "plan_id": plan }))
+    }
+
+    /// PATCH of an instance.
+    fn patch(&self, instance: &str, body: &Value) -> Answer {
+        let path = format!("/v2/service_instances/{instance}?accepts_incomplete=true");
+        self.with_header("Content-Type", "application/json").send("PATCH", &path, body.to_string().as_bytes())
+    }
+}
+
+/// What AWS says of a bucket.
+fn promises(bucket: &str) -> (bool, bool, bool) {
+    let ask = |word: &str| ask_s3(&format!("/{bucket}?{word}"));
+    let versioned = ask("versioning").contains("<Status>Enabled</Status>");
+    (versioned, ask("lifecycle").contains("STANDARD_IA"), ask("encryption").contains("aws:kms"))
+}
+
+/// The ARN of a KMS key. The emulators take any.
+fn kms_key(id: &str) -> String {
+    format!("arn:aws:kms:{}:000000000000:key/{id}", setting("TEST_AWS_REGION"))
+}
+
+/// The plan in the row, and its status.
+fn row(setup: &Setup) -> String {
+    setup.database.text("select plan::text || ' ' || status from resources").unwrap()
+}
+
+#[test]
+fn every_plan_becomes_every_other() {
+    let plans = [BASIC, VERSIONED, SHIELD, SHIELD_VERSIONED];
+    let setup = Setup::new().with("AWS_KMS_KEY_ID", &kms_key("1234-abcd"));
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    for_each(0..4, |from| {
+        for (to, plan) in plans.iter().enumerate().filter(|(to, _)| *to != from) {
+            let instance = format!("i-{from}-{to}");
+            api.provide(&instance, plans[from]);
+            let credentials = api.bind(&instance, "app-space");
+            let bucket = credentials["S3_BUCKET"].as_str().unwrap();
+            put_object(bucket, "kept");
+            let answer = api.change(&instance, plan);
+            assert_eq!((answer.status, &*answer.text), (200, "{}"), "{instance}");
+            let (versioned, lifecycle, encrypted) = promises(bucket);
+            let wanted = (
+                *plan == VERSIONED || *plan == SHIELD_VERSIONED,
+                *plan == SHIELD || *plan == SHIELD_VERSIONED,
+            );
+            assert_eq!((versioned, encrypted), wanted, "{instance}");
+            assert_eq!(lifecycle, versioned, "{instance}: what is not versioned is not moved away");
+            let was_encrypted = plans[from] == SHIELD || plans[from] == SHIELD_VERSIONED;
+            let form = format!("Action=GetUserPolicy&Version=2010-05-08&UserName={bucket}&PolicyName=bucket");
+            assert_eq!(
+                ask_iam(&form).contains("1234-abcd"),
+                encrypted || was_encrypted,
+                "{instance}: old objects stay readable"
+            );
+            let read = ["s3api", "get-object", "--bucket", bucket, "--key", "kept", "/dev/null"];
+            assert!(tenant(&credentials, &read).status().unwrap().success(), "{instance}");
+            assert_eq!(api.bind(&instance, "app-space"), credentials, "{instance}");
+            api.remove(&instance, plan);
+        }
+    });
+    setup.check_nothing_left();
+}
+
+#[test]
+fn the_same_plan_or_none_changes_nothing() {
+    let setup = Setup::new();
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    assert_eq!(worker.terminate(), Some(0));
+    for body in [
+        json!({ "service_id": SERVICE, "plan_id": BASIC }),
+        json!({ "service_id": SERVICE }),
+        json!({ "service_id": SERVICE, "plan_id": BASIC, "previous_values": null, "parameters": {}, "context": {} }),
+    ] {
+        let answer = api.patch("one", &body);
+        assert_eq!((answer.status, &*answer.text), (200, "{}"), "{body}");
+    }
+    assert_eq!(
+        setup.database.text("select count(*)::text from tasks where action = 'change-plans'").as_deref(),
+        Some("0")
+    );
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_changes_nothing() {
+    let setup = Setup::new().with("WAIT_SECONDS", "0");
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    assert_eq!(worker.terminate(), Some(0));
+    let sql = format!(
+        "update plans set deprecated = true where plan = '{SHIELD}'; update plans set deleted = true where plan = '{VERSIONED}'"
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let with = |name: &str, value: Value| {
+        let mut body = json!({ "service_id": SERVICE, "plan_id": SHIELD_VERSIONED });
+        body[name] = value;
+        body
+    };
+    for (body, status) in [
+        (json!({ "plan_id": SHIELD_VERSIONED }), 400),
+        (with("service_id", json!("x")), 400),
+        (with("plan_id", json!("x")), 400),
+        (with("plan_id", json!("")), 400),
+        (with("plan_id", json!(SHIELD)), 400),
+        (with("plan_id", json!(VERSIONED)), 400),
+        (with("parameters", json!({ "versioned": true })), 400),
+        (with("parameters", json!([])), 400),
+        (with("maintenance_info", json!({ "version": "1.0.0" })), 422),
+        (json!([]), 400),
+    ] {
+        assert_eq!(api.patch("one", &body).status, status, "{body}");
+    }
+    let path = "/v2/service_instances/one";
+    let body = json!({ "service_id": SERVICE, "plan_id": SHIELD_VERSIONED }).to_string();
+    let answer = api.with_header("Content-Type", "application/json").send("PATCH", path, body.as_bytes());
+    assert_eq!((answer.status, answer.json["error"].as_str()), (422, Some("AsyncRequired")));
+    assert_eq!(api.change("two", SHIELD_VERSIONED).status, 404);
+    assert_eq!(row(&setup), format!("{BASIC} available"));
+    assert_eq!(
+        setup.database.text("select count(*)::text from tasks where action = 'change-plans'").as_deref(),
+        Some("0")
+    );
+}
+
+#[test]
+fn a_change_that_no_worker_begins_is_withdrawn() {
+    let setup = Setup::new().with("WAIT_SECONDS", "2");
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    assert_eq!(worker.terminate(), Some(0));
+    let (first, second) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| api.change("one", VERSIONED));
+        eventually("the first waits", PATIENCE, || {
+            (row(&setup) == format!("{BASIC} modifying")).then_some(())
+        });
+        let state = api.get("/v2/service_instances/one/last_operation").json;
+        assert_eq!(
+            (state["state"].as_str(), state["description"].as_str()),
+            (Some("in progress"), Some("waits for a worker"))
+        );
+        assert_eq!(api.change("one", SHIELD).status, 422);
+        (first.join().unwrap(), api.change("one", VERSIONED))
+    });
+    for answer in [first, second] {
+        assert_eq!(answer.status, 503, "{}", answer.text);
+        assert!(answer.header("retry-after").is_some());
+    }
+    assert_eq!(row(&setup), format!("{BASIC} available"));
+    let _worker = setup.worker();
+    let bucket = setup.database.text("select name from resources").unwrap();
+    assert_eq!(api.change("one", VERSIONED).status, 200);
+    assert_eq!((row(&setup), promises(&bucket).0), (format!("{VERSIONED} available"), true));
+}
+
+#[test]
+fn a_change_that_takes_longer_is_told_by_last_operation() {
+    let relay = relay();
+    let setup = Setup::new().with("WAIT_SECONDS", "1").through(&relay);
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    relay.count_anew();
+    relay.plan(Point::Named("PutBucketVersioning".into(), 1), When::Before, Fault::Hold);
+    let answer = api.change("one", VERSIONED);
+    assert_eq!(answer.status, 202, "{}", answer.text);
+    let again = api.change("one", VERSIONED);
+    assert_eq!((again.status, &again.json), (202, &answer.json), "the same operation");
+    assert_eq!(
+        api.bind("one", "app-space")["S3_REGION"],
+        setting("TEST_AWS_REGION"),
+        "it can be used meanwhile"
+    );
+    assert_eq!(api.get("/v2/service_instances/one/last_operation").json["state"], "in progress");
+    relay.release();
+    api.wait_for_state("one", "succeeded");
+    assert_eq!(row(&setup), format!("{VERSIONED} available"));
+}
+
+#[test]
+fn what_aws_refuses_is_put_back() {
+    for (call, plan) in [("PutBucketLifecycleConfiguration", VERSIONED), ("PutBucketEncryption", SHIELD)] {
+        let relay = relay();
+        let setup = Setup::new().through(&relay);
+        let (api, _worker) = (setup.api(&[]), setup.worker());
+        api.provide("one", BASIC);
+        let bucket = setup.database.text("select name from resources").unwrap();
+        let before = promises(&bucket);
+        relay.count_anew();
+        relay.plan(Point::Named(call.into(), 1), When::Before, access_denied());
+        let answer = api.change("one", plan);
+        assert_eq!(answer.status, 422, "{}", answer.text);
+        assert!(answer.json["description"].as_str().unwrap().contains("AccessDenied"), "{}", answer.text);
+        assert_eq!((row(&setup), promises(&bucket)), (format!("{BASIC} available"), before), "{call}");
+        assert_eq!(api.get("/v2/service_instances/one/last_operation").json["state"], "succeeded");
+        assert_eq!(api.change("one", plan).status, 200, "{call}: once AWS agrees");
+        api.remove("one", plan);
+        setup.check_nothing_left();
+    }
+}
+
+#[test]
+fn objects_of_another_kms_key_keep_their_plan() {
+    let setup = Setup::new().with("AWS_KMS_KEY_ID", &kms_key("first"));
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", SHIELD);
+    assert_eq!(worker.terminate(), Some(0));
+    let setup = setup.with("AWS_KMS_KEY_ID", &kms_key("second"));
+    let _worker = setup.worker();
+    let answer = api.change("one", SHIELD_VERSIONED);
+    assert_eq!(answer.status, 422, "{}", answer.text);
+    assert!(answer.text.contains("another KMS key"), "{}", answer.text);
+    let bucket = setup.database.text("select name from resources").unwrap();
+    assert!(ask_s3(&format!("/{bucket}?encryption")).contains("first"));
+}
+
+#[test]
+fn a_delete_stops_a_change_of_plan() {
+    let relay = relay();
+    let setup = Setup::new().with("WAIT_SECONDS", "0").through(&relay);
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    relay.count_anew();
+    relay.plan(Point::Named("PutBucketVersioning".into(), 1), When::After, Fault::Hold);
+    assert_eq!(api.change("one", VERSIONED).status, 202);
+    relay.wait_until_struck(1, PATIENCE);
+    assert_eq!(api.deprovision("one", BASIC).status, 202);
+    relay.release();
+    eventually("it is gone", PATIENCE, || {
+        (api.get("/v2/service_instances/one/last_operation").status == 410).then_some(())
+    });
+    setup.check_nothing_left();
+}
