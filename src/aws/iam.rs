@@ -87,8 +87,8 @@ impl Caller<'_> {
     }
 
     /// Sends an IAM call whose answer holds nothing, but must be IAM's.
-    fn tell_iam(&self, operation: &'static str, parameters: &[(&str, &str)]) -> Result<(), AwsError> {
-        let root = self.submit(&self.iam(), &Form::new(operation, parameters))?.root()?;
+    fn tell_iam(&self, form: &Form) -> Result<(), AwsError> {
+        let (root, operation) = (self.submit(&self.iam(), form)?.root()?, form.operation());
         match root.name.strip_prefix(operation) {
             Some("Response") => Ok(()),
             _ => Err(AwsError::Malformed { operation, what: "another answer than IAM's" }),
@@ -97,7 +97,7 @@ impl Caller<'_> {
 
     /// Sends an IAM call that is content when there is nothing to act on.
     fn remove_in_iam(&self, operation: &'static str, parameters: &[(&str, &str)]) -> Result<(), AwsError> {
-        none_if(self.tell_iam(operation, parameters), GONE).map(drop)
+        none_if(self.tell_iam(&Form::new(operation, parameters)), GONE).map(drop)
     }
 
     /// Makes a user; `None` when there is one of that name, whoever made it.
@@ -143,8 +143,7 @@ impl Caller<'_> {
 
     /// Adds tags to a user, or gives those that it has another value.
     pub(crate) fn tag_user(&self, name: &str, tags: &[(String, String)]) -> Result<(), AwsError> {
-        let form = with_tags(Form::new("TagUser", &[("UserName", name)]), tags);
-        self.ask(&self.iam(), &form).map(drop)
+        self.tell_iam(&with_tags(Form::new("TagUser", &[("UserName", name)]), tags))
     }
 
     /// Takes tags off a user, by their keys.
@@ -156,7 +155,7 @@ impl Caller<'_> {
         for (number, key) in (1..).zip(keys) {
             form = form.with(format!("TagKeys.member.{number}"), *key);
         }
-        self.ask(&self.iam(), &form).map(drop)
+        self.tell_iam(&form)
     }
 
     /// Deletes a user that has no keys and policies any more.
@@ -172,7 +171,7 @@ impl Caller<'_> {
         document: &str,
     ) -> Result<(), AwsError> {
         let parameters = [("UserName", user), ("PolicyName", policy_name), ("PolicyDocument", document)];
-        self.tell_iam("PutUserPolicy", &parameters)
+        self.tell_iam(&Form::new("PutUserPolicy", &parameters))
     }
 
     /// The names of a user's inline policies.
@@ -284,6 +283,21 @@ mod tests {
         let user = call(Stub::start(&[FOUND]).port, 9, |caller| caller.get_user("u")).unwrap().unwrap();
         assert_eq!(user.created, Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(3_600)));
         assert_eq!(user.tags, [("k".to_owned(), "v".to_owned()), ("e".to_owned(), String::new())]);
+    }
+
+    #[test]
+    fn a_user_is_tagged_and_untagged() {
+        const TAGGED: Reply = Reply::Answer(200, "<TagUserResponse><ResponseMetadata/></TagUserResponse>");
+        const UNTAGGED: Reply = Reply::Answer(200, "<UntagUserResponse/>");
+        let stub = Stub::start(&[TAGGED, UNTAGGED]);
+        let tags = [("k".to_owned(), "v".to_owned())];
+        call(stub.port, 9, |caller| caller.tag_user("u", &tags)).unwrap();
+        call(stub.port, 9, |caller| caller.untag_user("u", &["a", "b"])).unwrap();
+        call(stub.port, 9, |caller| caller.untag_user("u", &[])).unwrap(); // IAM would refuse an empty list
+        let requests = stub.requests();
+        assert_eq!(requests.len(), 2);
+        assert!(requests[0].ends_with("UserName=u&Tags.member.1.Key=k&Tags.member.1.Value=v"));
+        assert!(requests[1].ends_with("UserName=u&TagKeys.member.1=a&TagKeys.member.2=b"));
     }
 
     #[test]

@@ -49,6 +49,11 @@ pub(super) struct Form {
 }
 
 impl Form {
+    /// The operation, as AWS writes it.
+    pub(super) fn operation(&self) -> &'static str {
+        self.operation
+    }
+
     /// A form for an operation that is safe to repeat.
     pub(super) fn new(operation: &'static str, parameters: &[(&str, &str)]) -> Form {
         parameters

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::cloud::*;
 use crate::relay::Weather;
 use crate::support::*;
 use world::{Random, World};
@@ -21,6 +22,9 @@ const CLIENTS: usize = 16;
 const SHORT: Duration = Duration::from_secs(10);
 /// How long everything may take to come to rest.
 const REST: Duration = Duration::from_secs(240);
+
+/// The plans.
+const PLANS: [&str; 4] = [BASIC, VERSIONED, SHIELD, SHIELD_VERSIONED];
 
 /// What a platform believes of an instance.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,7 +42,7 @@ fn step(world: &World, random: &mut Random, id: &str, belief: &mut Belief) {
     let path = format!("/v2/service_instances/{id}");
     match (*belief, random.below(10)) {
         (Belief::Absent, _) => {
-            let plan = [BASIC, VERSIONED, SHIELD, SHIELD_VERSIONED][random.below(4)];
+            let plan = PLANS[random.below(4)];
             let query = format!("{path}?accepts_incomplete=true");
             match world.ask("PUT", &query, &provision_body(plan).to_string()) {
                 Some(200..=202) => *belief = Belief::Wanted,
@@ -47,8 +51,15 @@ fn step(world: &World, random: &mut Random, id: &str, belief: &mut Belief) {
                 _ => {}
             }
         }
-        (Belief::Wanted, 0..=4) => {
+        (Belief::Wanted, 0..=2) => {
             world.ask("GET", &format!("{path}/last_operation"), "");
+        }
+        (Belief::Wanted, 3) => {
+            world.ask("PUT", &format!("{path}/actions/credentials"), "");
+        }
+        (Belief::Wanted, 4) => {
+            let query = format!("{path}?accepts_incomplete=true");
+            world.ask("PATCH", &query, &bind_body(PLANS[random.below(4)]).to_string());
         }
         (Belief::Wanted, 5..=6) => {
             let binding = format!("{path}/service_bindings/b{}", random.below(3));
@@ -115,7 +126,8 @@ fn check(world: &World) {
     );
     assert_eq!(stuck, Vec::<String>::new(), "tasks that are stuck");
     let secrets = texts(
-        "select id from resources where (deleted or status = 'failed') and (username is not null or password is not null)",
+        "select id from resources where (deleted or status = 'failed') and (username is not null or password is not null
+            or next_secret is not null)",
     );
     assert_eq!(secrets, Vec::<String>::new(), "secrets of instances that are gone");
     let names = texts("select name from resources where status = 'available' and not deleted");
@@ -132,6 +144,12 @@ fn check(world: &World) {
     for name in &names {
         let key = texts(&format!("select username from resources where name = '{name}'"));
         assert_eq!(keys_of(name), key, "{name} has one key, the row's");
+        let plan = texts(&format!("select plan::text from resources where name = '{name}'"));
+        let is_one_of = |plans: [&str; 2]| plans.contains(&plan[0].as_str());
+        let shows = |word: &str, text: &str| ask_s3(&format!("/{name}?{word}")).contains(text);
+        let kept = (shows("versioning", "Enabled"), shows("encryption", "aws:kms"));
+        let promised = (is_one_of([VERSIONED, SHIELD_VERSIONED]), is_one_of([SHIELD, SHIELD_VERSIONED]));
+        assert_eq!(kept, promised, "{name} is what its plan promises");
     }
     let (failed, gone) = (
         texts("select id from resources where status = 'failed' and not deleted").len(),

@@ -35,3 +35,4 @@ mod statuses;
 mod strictness;
 mod support;
 mod tags;
+mod upgrade;

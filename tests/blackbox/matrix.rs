@@ -123,7 +123,7 @@ fn run(case: &Case, clean: &str) {
     scene.wait_for_end(case.kind);
     assert_eq!(worker.terminate(), Some(0), "{case:?}");
     assert_eq!(scene.describe(), clean, "{case:?}");
-    if case.kind == Kind::Provision {
+    if !matches!(case.kind, Kind::Delete | Kind::Sweep) {
         scene.remove();
     }
 }
@@ -179,7 +179,7 @@ fn whatever_goes_wrong_at_any_point_the_end_is_the_same() {
         if extent.is_empty() && plan != SHIELD_VERSIONED {
             continue;
         }
-        for kind in [Kind::Provision, Kind::Delete, Kind::Sweep] {
+        for kind in Kind::ALL {
             let (cases, clean) = cases(kind, plan);
             let is_wanted =
                 |case: &Case| only.split_whitespace().all(|word| format!("{name} {case:?}").contains(word));
@@ -187,7 +187,7 @@ fn whatever_goes_wrong_at_any_point_the_end_is_the_same() {
             let cases: Vec<Case> = cases.into_iter().filter(is_wanted).collect();
             let cases = match extent.as_str() {
                 "all" => cases,
-                "part" if plan == SHIELD_VERSIONED && kind != Kind::Sweep => cases,
+                "part" if plan == SHIELD_VERSIONED && matches!(kind, Kind::Provision | Kind::Delete) => cases,
                 "part" => choose(cases, 15, seed),
                 _ => choose(cases, FEW, seed),
             };
@@ -202,7 +202,7 @@ fn whatever_goes_wrong_at_any_point_the_end_is_the_same() {
 
 #[test]
 fn every_step_can_be_run_twice_in_a_row() {
-    for kind in [Kind::Provision, Kind::Delete, Kind::Sweep] {
+    for kind in Kind::ALL {
         let (_, clean) = record(kind, SHIELD_VERSIONED);
         let mut scene = Scene::prepare(kind, SHIELD_VERSIONED);
         scene.begin();

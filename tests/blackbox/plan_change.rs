@@ -8,7 +8,7 @@ use crate::support::*;
 
 impl Api {
     /// Asks for another plan as Akkeris does.
-    fn change(&self, instance: &str, plan: &str) -> Answer {
+    pub(crate) fn change(&self, instance: &str, plan: &str) -> Answer {
         self.patch(instance, &json!({ "service_id": SERVICE, "plan_id": plan }))
     }
 

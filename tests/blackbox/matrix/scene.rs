@@ -19,6 +19,40 @@ pub(super) enum Kind {
     Delete,
     /// Looks at its name once more.
     Sweep,
+    /// Makes another access key.
+    Rotate,
+    /// Makes it what the plan opposite promises.
+    Change,
+    /// Writes its tags anew.
+    Tag,
+}
+
+impl Kind {
+    /// All of them.
+    pub(super) const ALL: [Kind; 6] =
+        [Kind::Provision, Kind::Delete, Kind::Sweep, Kind::Rotate, Kind::Change, Kind::Tag];
+
+    /// The text in the table.
+    fn action(self) -> &'static str {
+        match self {
+            Kind::Provision => "provision",
+            Kind::Delete => "delete",
+            Kind::Sweep => "sweep",
+            Kind::Rotate => "rotate-credentials",
+            Kind::Change => "change-plans",
+            Kind::Tag => "tag",
+        }
+    }
+}
+
+/// The plan that promises what another does not.
+fn opposite(plan: &str) -> &'static str {
+    match plan {
+        BASIC => SHIELD_VERSIONED,
+        VERSIONED => SHIELD,
+        SHIELD => VERSIONED,
+        _ => BASIC,
+    }
 }
 
 /// Where one run takes place.
@@ -65,6 +99,16 @@ impl Scene {
             Kind::Provision => assert_eq!(self.api.provision("one", &self.plan).status, 202),
             Kind::Delete => assert_eq!(self.api.deprovision("one", &self.plan).status, 202),
             Kind::Sweep => self.execute("update tasks set run_at = now() where action = 'sweep'"),
+            Kind::Rotate => {
+                let path = "/v2/service_instances/one/actions/credentials";
+                assert_eq!(self.api.send("PUT", path, b"").status, 202);
+            }
+            Kind::Change => {
+                let plan = opposite(&self.plan).to_owned();
+                assert_eq!(self.api.change("one", &plan).status, 202);
+                self.plan = plan;
+            }
+            Kind::Tag => drop(self.api.bind("one", "app-space")),
         }
         self.name = self.text("select name from resources");
         self.relay.count_anew();
@@ -78,12 +122,7 @@ impl Scene {
 
     /// Waits until the task has ended.
     pub(super) fn wait_for_end(&self, kind: Kind) {
-        let action = match kind {
-            Kind::Provision => "provision",
-            Kind::Delete => "delete",
-            Kind::Sweep => "sweep",
-        };
-        let sql = format!("select status::text from tasks where action = '{action}'");
+        let sql = format!("select status::text from tasks where action = '{}'", kind.action());
         let state = eventually(&format!("{kind:?} ends"), PATIENCE * 2, || {
             self.setup.database.text(&sql).filter(|it| it == "finished" || it == "failed")
         });
@@ -136,13 +175,18 @@ impl Scene {
         let name = self.text("select name from resources");
         let row = self.text(
             "select (to_jsonb(r) - array['created', 'updated', 'key_since', 'username', 'password', 'name',
-                'endpoint', 'user_arn', 'location'])::text || ' key ' || (username is not null)::text || ' secret '
+                'endpoint', 'user_arn', 'location', 'previous_key', 'previous_key_until'])::text || ' key ' || (username is not null)::text || ' secret '
                 || (password is not null)::text from resources r",
         );
-        let held = self.setup.database.text("select username from resources");
-        let keys = keys_of(&name);
-        let keys: Vec<&str> =
-            keys.iter().map(|it| if Some(it) == held.as_ref() { "held" } else { "unknown" }).collect();
+        let of_row = |column: &str| self.setup.database.text(&format!("select {column} from resources"));
+        let (held, previous) = (of_row("username"), of_row("previous_key"));
+        let name_key = |it: &String| match Some(it) {
+            it if it == held.as_ref() => "held",
+            it if it == previous.as_ref() => "previous",
+            _ => "unknown",
+        };
+        let mut keys: Vec<&str> = keys_of(&name).iter().map(name_key).collect();
+        keys.sort_unstable();
         let mut text = format!("{row}\nkeys {keys:?}\nleft {:?}\n", self.setup.left_in_aws());
         for word in [
             "versioning",
@@ -176,18 +220,19 @@ impl Scene {
 
     /// Has the task that has ended run once more, from its first step.
     pub(super) fn run_again(&self, kind: Kind) {
-        let (status, action) = match kind {
-            Kind::Provision => ("provisioning", "provision"),
-            Kind::Delete => ("deprovisioning", "delete"),
-            Kind::Sweep => ("deleted", "sweep"),
+        let status = match kind {
+            Kind::Provision => "provisioning",
+            Kind::Delete | Kind::Sweep => "deprovisioning",
+            Kind::Rotate | Kind::Change | Kind::Tag => "available",
         };
         let calls = self.relay.calls().len();
         if kind != Kind::Sweep {
             self.execute(&format!("update resources set status = '{status}', deleted = false"));
         }
         self.execute(&format!(
-            "update tasks set status = 'pending', metadata = case action when 'sweep' then metadata else '' end,
-             run_at = now() where action = '{action}'"
+            "update tasks set status = 'pending', run_at = now(),
+                metadata = case action when 'provision' then '' else metadata end where action = '{}'",
+            kind.action()
         ));
         self.wait_for_end(kind);
         assert!(self.relay.calls().len() > calls + 2, "it did not run again");

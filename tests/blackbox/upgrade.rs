@@ -1,0 +1,182 @@
+//! The old broker's database and what it made in AWS, taken over as they stand.
+
+use serde_json::json;
+
+use crate::cloud::*;
+use crate::support::*;
+
+/// The instances in its dump; the deleted one is not among them.
+const OLD: [(&str, &str); 4] = [
+    ("22222222-bbbb-4bbb-8bbb-000000000001", BASIC),
+    ("22222222-bbbb-4bbb-8bbb-000000000002", VERSIONED),
+    ("22222222-bbbb-4bbb-8bbb-000000000003", SHIELD),
+    ("22222222-bbbb-4bbb-8bbb-000000000004", SHIELD_VERSIONED),
+];
+
+/// What the old broker made for an instance, in its order.
+fn make_in_aws(setup: &Setup, id: &str, plan: &str, number: usize) {
+    let name = format!("{}-u{:08x}", setup.prefix, 0x4b36_0000 + number);
+    let user =
+        admin(&["iam", "create-user", "--user-name", &name])["User"]["Arn"].as_str().unwrap().to_owned();
+    let key = admin(&["iam", "create-access-key", "--user-name", &name])["AccessKey"].clone();
+    let place = format!("LocationConstraint={}", setting("TEST_AWS_REGION"));
+    admin(&["s3api", "create-bucket", "--bucket", &name, "--create-bucket-configuration", &place]);
+    if plan == VERSIONED || plan == SHIELD_VERSIONED {
+        let status = "Status=Enabled";
+        admin(&["s3api", "put-bucket-versioning", "--bucket", &name, "--versioning-configuration", status]);
+    }
+    if plan == SHIELD || plan == SHIELD_VERSIONED {
+        let rules =
+            json!({ "Rules": [{ "ApplyServerSideEncryptionByDefault": { "SSEAlgorithm": "aws:kms" } }] });
+        let rules = rules.to_string();
+        let option = "--server-side-encryption-configuration";
+        admin(&["s3api", "put-bucket-encryption", "--bucket", &name, option, &rules]);
+    }
+    let set = "TagSet=[{Key=billingcode,Value=org-1}]";
+    admin(&["s3api", "put-bucket-tagging", "--bucket", &name, "--tagging", set]);
+    let objects = format!("arn:aws:s3:::{name}/*");
+    let statement =
+        json!({ "Effect": "Allow", "Principal": { "AWS": user }, "Action": "s3:*", "Resource": objects });
+    let document = json!({ "Version": "2012-10-17", "Statement": [statement] }).to_string();
+    admin(&["s3api", "put-bucket-policy", "--bucket", &name, "--policy", &document]);
+    let resources = [format!("arn:aws:s3:::{name}"), objects];
+    let statement = json!({ "Effect": "Allow", "Action": "s3:*", "Resource": resources });
+    let document = json!({ "Version": "2012-10-17", "Statement": [statement] }).to_string();
+    let policy = admin(&[
+        "iam",
+        "create-policy",
+        "--policy-name",
+        &format!("{name}policy"),
+        "--policy-document",
+        &document,
+    ]);
+    let policy = policy["Policy"]["Arn"].as_str().unwrap();
+    admin(&["iam", "attach-user-policy", "--user-name", &name, "--policy-arn", policy]);
+    let (key_id, secret) = (key["AccessKeyId"].as_str().unwrap(), key["SecretAccessKey"].as_str().unwrap());
+    let sql = "update resources set name = $2, endpoint = $2, username = $3, password = $4 where id = $1";
+    assert_eq!(setup.database.connect().execute(sql, &[&id, &name, &key_id, &secret]).unwrap(), 1);
+}
+
+/// The old broker's database, its processes stopped, and what it made.
+fn taken_over() -> Setup {
+    let setup = Setup::on(Database::of_the_old_broker());
+    for (number, (id, plan)) in OLD.iter().enumerate() {
+        make_in_aws(&setup, id, plan, number);
+    }
+    setup
+}
+
+/// The managed policies that are left.
+fn policies(setup: &Setup) -> Vec<String> {
+    let all = admin(&["iam", "list-policies", "--scope", "Local"]);
+    let names =
+        all["Policies"].as_array().unwrap().iter().map(|it| it["PolicyName"].as_str().unwrap().to_owned());
+    names.filter(|it| it.starts_with(&setup.prefix)).collect()
+}
+
+/// Waits until a worker has looked where the buckets are.
+fn wait_for_places(setup: &Setup) {
+    eventually("the instances are completed", PATIENCE, || {
+        setup.database.text(
+            "select 'yes' where not exists (select 1 from resources where region is null and not deleted)",
+        )
+    });
+}
+
+#[test]
+fn instances_of_the_old_broker_live_on_and_die_completely() {
+    let setup = taken_over();
+    let before = setup
+        .database
+        .text("select string_agg(username || password, ',' order by id) from resources where not deleted");
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    wait_for_places(&setup);
+    let now = setup
+        .database
+        .text("select string_agg(username || password, ',' order by id) from resources where not deleted");
+    assert_eq!(now, before, "nothing was rotated behind anybody's back");
+    // What the platform was told long ago, and never happened.
+    eventually("the change of plan is done", PATIENCE, || {
+        setup.database.text("select 'yes' from tasks where action = 'change-plans' and status = 'finished'")
+    });
+    let plan = "select plan::text from resources where id = '22222222-bbbb-4bbb-8bbb-000000000001'";
+    assert_eq!(setup.database.text(plan).as_deref(), Some(VERSIONED));
+    for (id, _) in OLD {
+        let old = api.bind(id, "web-default");
+        let bucket = old["S3_BUCKET"].as_str().unwrap();
+        let put = ["s3api", "put-object", "--bucket", bucket, "--key", "kept"];
+        assert!(tenant(&old, &put).status().unwrap().success(), "{id}");
+        let rotated = api.send("PUT", &format!("/v2/service_instances/{id}/actions/credentials"), b"");
+        assert_eq!(rotated.status, 200, "{id}: {}", rotated.text);
+        let new = api.bind(id, "web-default");
+        assert_ne!(new["S3_ACCESS_KEY"], old["S3_ACCESS_KEY"], "{id}");
+        for key in [&old, &new] {
+            let read = ["s3api", "get-object", "--bucket", bucket, "--key", "kept", "/dev/null"];
+            assert!(tenant(key, &read).status().unwrap().success(), "{id}: within the grace both keys work");
+        }
+        eventually("the bucket is tagged", PATIENCE, || {
+            let tags = admin(&["s3api", "get-bucket-tagging", "--bucket", bucket]).to_string();
+            (tags.contains("web-default") && tags.contains("org-1")).then_some(())
+        });
+    }
+    let (id, _) = OLD[2];
+    assert_eq!(api.change(id, BASIC).status, 200);
+    let bucket = api.bind(id, "web-default")["S3_BUCKET"].as_str().unwrap().to_owned();
+    assert!(!ask_s3(&format!("/{bucket}?encryption")).contains("aws:kms"));
+    for (id, plan) in OLD {
+        api.remove(id, plan);
+    }
+    setup.check_nothing_left();
+    assert_eq!(policies(&setup), Vec::<String>::new());
+}
+
+#[test]
+fn whatever_the_old_broker_left_in_its_tables_is_served() {
+    let setup = taken_over();
+    let other = "33333333-cccc-4ccc-8ccc-000000000001";
+    let sql = format!(
+        "insert into plans (plan, service, name, human_name, description, version, type, scheme, attributes, provider,
+             provider_private_details)
+         values ('{other}', '{SERVICE}', 'own', 'Own', 'An operator''s own plan', 'v1', 's3', 's3', '{{}}', 'aws-s3',
+             '{{\"versioned\":true}}');
+         update resources set plan = '{other}' where id = '{own}';
+         update plans set deleted = true where plan = '{SHIELD}';
+         insert into tasks (task, resource, action, status, retries, started, finished) values
+             (gen_random_uuid(), '{own}', 'resync-from-provider', 'started', 3, now() - interval '3 days', null),
+             (gen_random_uuid(), '{own}', 'perform-post-provision', 'failed', 60, now(), now()),
+             (gen_random_uuid(), '{own}', 'resync-until-available', 'finished', 1, now(), now()),
+             (gen_random_uuid(), '{own}', 'restore-database', 'pending', 0, null, null);",
+        own = OLD[1].0,
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    wait_for_places(&setup);
+    let catalog = api.get("/v2/catalog").json["services"][0]["plans"].clone();
+    let names: Vec<&str> =
+        catalog.as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"own") && names.contains(&"basic"), "{names:?}");
+    for (id, plan) in OLD {
+        let state = api.get(&format!("/v2/service_instances/{id}/last_operation"));
+        assert!(state.status == 200 && state.json["state"] != "failed", "{id}: {}", state.text);
+        assert_eq!(api.bind(id, "web-default")["S3_REGION"], setting("TEST_AWS_REGION"), "{id} {plan}");
+    }
+    eventually("its tasks have ended", PATIENCE, || {
+        setup.database.text(
+            "select 'yes' where not exists (select 1 from tasks where status in ('pending', 'started'))",
+        )
+    });
+    let ended = "select string_agg(action || ' ' || status, ', ' order by action) from tasks where resource = $1 and action <> 'tag'";
+    let row = setup.database.connect().query_one(ended, &[&OLD[1].0]).unwrap();
+    let ended: String = row.get(0);
+    assert_eq!(
+        ended,
+        "perform-post-provision failed, resync-from-provider finished, resync-until-available finished, \
+         restore-database failed"
+    );
+    for (id, plan) in OLD {
+        let plan = if id == OLD[1].0 { other } else { plan };
+        api.remove(id, plan);
+    }
+    setup.check_nothing_left();
+    assert_eq!(policies(&setup), Vec::<String>::new());
+}
