@@ -46,6 +46,8 @@ enum Mode {
     TakenOver,
     /// The same, but what it said reaches the database only then.
     Late,
+    /// It stands still until the other has even finished the task; nothing that it does then is repaired by anybody.
+    Outlived,
 }
 
 /// One run that is to end like the clean one.
@@ -64,7 +66,9 @@ const PLANS: [(&str, &str); 4] =
 /// What can go wrong at a place.
 fn modes(place: &Place) -> &'static [Mode] {
     match place {
-        Place::Aws(_) => &[Mode::Killed, Mode::Reset, Mode::Refused, Mode::DatabaseCut, Mode::TakenOver],
+        Place::Aws(_) => {
+            &[Mode::Killed, Mode::Reset, Mode::Refused, Mode::DatabaseCut, Mode::TakenOver, Mode::Outlived]
+        }
         Place::Sql(_) => &[Mode::Killed, Mode::DatabaseCut, Mode::TakenOver, Mode::Late],
     }
 }
@@ -90,7 +94,9 @@ fn run(case: &Case, clean: &str) {
                 Mode::Killed => (relay::When::After, relay::Fault::Hang),
                 Mode::Reset => (relay::When::After, relay::Fault::Reset),
                 Mode::Refused => (relay::When::Before, relay::Fault::Replay(busy)),
-                Mode::DatabaseCut | Mode::TakenOver | Mode::Late => (relay::When::After, relay::Fault::Hold),
+                Mode::DatabaseCut | Mode::TakenOver | Mode::Late | Mode::Outlived => {
+                    (relay::When::After, relay::Fault::Hold)
+                }
             };
             scene.relay.plan(point.parse().unwrap(), when, fault);
         }
@@ -99,7 +105,7 @@ fn run(case: &Case, clean: &str) {
                 Mode::Killed => proxy::Fault::Swallow,
                 Mode::TakenOver => proxy::Fault::HoldAnswer,
                 Mode::Late => proxy::Fault::Hold,
-                Mode::Reset | Mode::Refused | Mode::DatabaseCut => proxy::Fault::After,
+                Mode::Reset | Mode::Refused | Mode::DatabaseCut | Mode::Outlived => proxy::Fault::After,
             };
             scene.proxy.arm(proxy::Point::Name(point.clone()), fault);
         }
@@ -112,8 +118,8 @@ fn run(case: &Case, clean: &str) {
             worker = scene.worker();
         }
         Mode::DatabaseCut if matches!(case.place, Place::Aws(_)) => scene.cut_database(),
-        Mode::TakenOver | Mode::Late => {
-            let other = scene.take_over(&worker);
+        Mode::TakenOver | Mode::Late | Mode::Outlived => {
+            let other = scene.take_over(&worker, case.mode == Mode::Outlived);
             scene.wait_for_end(case.kind);
             assert_eq!(worker.terminate(), Some(0), "{case:?}");
             worker = other;

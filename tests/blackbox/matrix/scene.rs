@@ -157,13 +157,17 @@ impl Scene {
         self.proxy.turn(Mood::Open);
     }
 
-    /// Stops the worker's process until another has the task, or has ended it.
-    pub(super) fn take_over(&self, worker: &Broker) -> Broker {
+    /// Stops the worker's process until another has the task, or only when it has ended it.
+    pub(super) fn take_over(&self, worker: &Broker, until_its_end: bool) -> Broker {
         signal(worker, "STOP");
         let other = self.worker();
-        let taken = "select 'yes' from tasks t where action <> 'x' and (retries > 1 or status = 'finished')
-            and created = (select max(created) from tasks where run_at <= now())";
-        eventually("another worker has it", PATIENCE, || self.setup.database.text(taken));
+        if until_its_end {
+            self.wait_for_end(self.kind);
+        } else {
+            let taken = "select 'yes' from tasks t where (retries > 1 or status = 'finished')
+                and created = (select max(created) from tasks where run_at <= now())";
+            eventually("another worker has it", PATIENCE, || self.setup.database.text(taken));
+        }
         self.relay.release();
         self.proxy.release();
         signal(worker, "CONT");
