@@ -156,10 +156,14 @@ pub(crate) struct ExtensionApi {
     pub(crate) server_url: String,
 }
 
-/// Body of a 201 that makes an instance.
-#[derive(Debug, Serialize)]
+/// Body of the answer to a provision.
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Provisioned {
-    /// One for each action.
+    /// In a 202: the task's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) operation: Option<String>,
+    /// For Akkeris: where the actions are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) extension_apis: Vec<ExtensionApi>,
 }
 

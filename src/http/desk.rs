@@ -170,16 +170,16 @@ impl Desk {
         let made = self.await_task(move |store, fresh| {
             store.transaction(move |tx| broker::provision(tx, &key, &request, accepts_incomplete, &fresh))
         })?;
-        Ok(match made {
-            (Outcome::Enqueued { .. }, Wait::Ended(TaskState::Finished)) => {
-                Reply::json(201, &Provisioned { extension_apis: actions::extension_apis(id) })
-            }
+        let (status, operation) = match made {
+            (Outcome::Enqueued { .. }, Wait::Ended(TaskState::Finished)) => (201, None),
             // A task that failed is told by last_operation: one way, whenever it happens.
             (Outcome::Enqueued { operation } | Outcome::InProgress { operation }, _) => {
-                Reply::accepted(&operation)
+                (202, Some(operation))
             }
-            (Outcome::Done, _) => Reply::empty(200),
-        })
+            (Outcome::Done, _) => (200, None),
+        };
+        let extension_apis = if self.habits.strict { Vec::new() } else { actions::extension_apis(id) };
+        Ok(Reply::json(status, &Provisioned { operation, extension_apis }))
     }
 
     /// `DELETE /v2/service_instances/{instance_id}` (OSB 2.17, "Deprovisioning").

@@ -98,6 +98,20 @@ fn check_empty(what: &str, answer: &Answer, status: u16) {
     assert_eq!(answer.text, "{}", "{what}");
 }
 
+/// The answer to a provision that is done: where the actions are, and nothing else.
+fn check_provisioned(what: &str, answer: &Answer, status: u16) {
+    check_json(what, answer, status);
+    let names: Vec<&String> = answer.json.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["extension_apis"], "{what}: {}", answer.text);
+    let api = answer.json["extension_apis"][0].as_object().unwrap();
+    let (server, page) = (api["server_url"].as_str().unwrap(), api["discovery_url"].as_str().unwrap());
+    assert!(
+        server.starts_with("/v2/service_instances/") && server.ends_with("/actions/"),
+        "{what}: {server}"
+    );
+    assert_eq!(page, format!("{server}rotate_credentials/schema"), "{what}");
+}
+
 /// The operation of a 202.
 fn operation_of(what: &str, answer: &Answer) -> String {
     check_json(what, answer, 202);

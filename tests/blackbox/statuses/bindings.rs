@@ -212,7 +212,7 @@ fn a_bind_that_comes_while_the_provision_runs_waits_for_it() {
         std::thread::sleep(std::time::Duration::from_millis(500)); // a refusal would come in this time
         assert!(!bind_now.is_finished() && !bind_too.is_finished(), "both wait");
         let _worker = setup.worker();
-        check_empty("provision", &provision.join().unwrap(), 201);
+        check_provisioned("provision", &provision.join().unwrap(), 201);
         for waited in [bind_now, bind_too] {
             let answer = waited.join().unwrap();
             check_json("bind", &answer, 201);

@@ -168,7 +168,7 @@ fn a_plan_that_is_not_sold_any_more_makes_no_new_instances() {
         write(&setup, retired);
         check_error(retired, &api.provision("new", BASIC), 400);
         check_error(retired, &api.provision("gone", BASIC), 400);
-        check_empty(retired, &api.provision("ready", BASIC), 200);
+        check_provisioned(retired, &api.provision("ready", BASIC), 200);
         assert_eq!(operation_of(retired, &api.provision("running", BASIC)), running);
         check_empty(retired, &api.provision("ready", VERSIONED), 409);
         let binding = binding_at("ready", &format!("b{}", retired.len()));

@@ -39,11 +39,11 @@ fn a_repeat_when_it_is_ready_is_200_and_anything_else_is_409() {
     let setup = impatient();
     add_instance(&setup, "a", "available");
     let api = setup.api(&[]);
-    check_empty("same", &api.provision("a", BASIC), 200);
+    check_provisioned("same", &api.provision("a", BASIC), 200);
     for (what, body) in conflicting() {
         check_empty(what, &api.put(&async_at("a"), &body), 409);
     }
-    check_empty("same after conflicts", &api.provision("a", BASIC), 200);
+    check_provisioned("same after conflicts", &api.provision("a", BASIC), 200);
     assert_eq!(count(&setup, "tasks"), "0");
 }
 
@@ -54,8 +54,8 @@ fn an_instance_of_the_old_broker_takes_the_first_organization_and_space_that_com
     write(&setup, "update resources set organization = null, space = null");
     let api = setup.api(&[]);
     check_empty("other plan", &api.provision("a", VERSIONED), 409);
-    check_empty("first", &api.provision("a", BASIC), 200);
-    check_empty("same", &api.provision("a", BASIC), 200);
+    check_provisioned("first", &api.provision("a", BASIC), 200);
+    check_provisioned("same", &api.provision("a", BASIC), 200);
     for (what, body) in conflicting() {
         check_empty(what, &api.put(&async_at("a"), &body), 409);
     }
@@ -166,8 +166,8 @@ fn with_a_worker_at_hand_answers_are_final() {
     let setup = Setup::new();
     let (api, _worker) = (setup.api(&[]), setup.worker());
     for _ in 0..2 {
-        check_empty("provision", &api.provision("a", BASIC), 201);
-        check_empty("again", &api.provision("a", BASIC), 200);
+        check_provisioned("provision", &api.provision("a", BASIC), 201);
+        check_provisioned("again", &api.provision("a", BASIC), 200);
         check_empty("other plan", &api.provision("a", SHIELD), 409);
         let state = api.get(&format!("{}/last_operation", at("a")));
         assert_eq!(state.json["state"], "succeeded", "at once");
