@@ -22,6 +22,10 @@ pub(super) struct Call {
     body: Vec<u8>,
 }
 
+/// The actions that are counted, by the names that the old broker counted them under; it knew no `get_binding`.
+pub(super) const ACTIONS: [&str; 8] =
+    ["bind", "deprovision", "get_binding", "get_catalog", "last_operation", "provision", "unbind", "update"];
+
 /// The resources that there are.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Route {
@@ -29,6 +33,8 @@ pub(super) enum Route {
     Healthz,
     /// `/readyz`
     Readyz,
+    /// `/metrics`
+    Metrics,
     /// `/v2/catalog`
     Catalog,
     /// `/v2/service_instances/{instance_id}`
@@ -49,6 +55,7 @@ impl Route {
         match self {
             Route::Healthz => "healthz",
             Route::Readyz => "readyz",
+            Route::Metrics => "metrics",
             Route::Catalog => "catalog",
             Route::Instance(_) => "instance",
             Route::LastOperation(_) => "last_operation",
@@ -62,7 +69,12 @@ impl Route {
     pub(super) fn instance(&self) -> Option<&Id> {
         match self {
             Route::Instance(id) | Route::LastOperation(id) | Route::Binding(id, _) => Some(id),
-            Route::Healthz | Route::Readyz | Route::Catalog | Route::BadId(_) | Route::Unknown => None,
+            Route::Healthz
+            | Route::Readyz
+            | Route::Metrics
+            | Route::Catalog
+            | Route::BadId(_)
+            | Route::Unknown => None,
         }
     }
 
@@ -76,6 +88,7 @@ impl Route {
         match segments.as_slice() {
             ["healthz"] => Route::Healthz,
             ["readyz"] => Route::Readyz,
+            ["metrics"] => Route::Metrics,
             ["v2", "catalog"] => Route::Catalog,
             ["v2", "service_instances", id] => with_id(id, Route::Instance),
             ["v2", "service_instances", id, "last_operation"] => with_id(id, Route::LastOperation),
@@ -100,6 +113,23 @@ impl Call {
             query: query.split('&').filter(|it| !it.is_empty()).map(decode_pair).collect(),
             headers,
             body,
+        }
+    }
+
+    /// What the platform asks for, be it granted or not: one of [`ACTIONS`].
+    pub(super) fn action(&self) -> Option<&'static str> {
+        match (&self.route, self.method.as_str()) {
+            (Route::Catalog, "GET") => Some("get_catalog"),
+            (Route::Instance(_), "PUT") => Some("provision"),
+            (Route::Instance(_), "PATCH") => Some("update"),
+            (Route::Instance(_), "DELETE") => Some("deprovision"),
+            (Route::LastOperation(_), "GET") => Some("last_operation"),
+            (Route::Binding(..), "PUT") => Some("bind"),
+            (Route::Binding(..), "GET") => Some("get_binding"),
+            (Route::Binding(..), "DELETE") => Some("unbind"),
+            (Route::Catalog | Route::Instance(_) | Route::LastOperation(_) | Route::Binding(..), _) => None,
+            (Route::Healthz | Route::Readyz | Route::Metrics, _) => None,
+            (Route::BadId(_) | Route::Unknown, _) => None,
         }
     }
 
@@ -167,6 +197,7 @@ mod tests {
     fn paths_lead_where_they_should() {
         for (path, route) in [
             ("/healthz", Route::Healthz),
+            ("/metrics", Route::Metrics),
             ("/v2/catalog", Route::Catalog),
             ("/v2/service_instances/a", Route::Instance(id("a"))),
             ("/v2/service_instances/a%2Fb%20c", Route::Instance(id("a/b c"))),
@@ -186,6 +217,27 @@ mod tests {
         ] {
             assert_eq!(Route::parse(path), route, "{path}");
         }
+    }
+
+    #[test]
+    fn every_action_is_one_of_those_that_show() {
+        let mut seen = Vec::new();
+        for path in [
+            "/healthz",
+            "/metrics",
+            "/v2/catalog",
+            "/v2/service_instances/a",
+            "/v2/service_instances/",
+            "/v2/service_instances/a/last_operation",
+            "/v2/service_instances/a/service_bindings/b",
+            "/v2/nothing",
+        ] {
+            for method in ["GET", "PUT", "PATCH", "DELETE", "POST"] {
+                seen.extend(Call::new(method, path, vec![], vec![]).action());
+            }
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, ACTIONS);
     }
 
     #[test]

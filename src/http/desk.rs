@@ -4,12 +4,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::auth::Auth;
-use super::call::{Call, Route};
+use super::call::{ACTIONS, Call, Route};
 use super::reply::Reply;
 use super::waiting::Waiters;
 use crate::broker::{self, Bound, BrokerError, CatalogQuery, Fresh, Habits, Outcome};
 use crate::config::ApiConfig;
 use crate::event::Event;
+use crate::metrics::{self, Metrics};
 use crate::osb::{BindingResponse, Id};
 use crate::store::{Store, StoreError, TaskState};
 
@@ -32,6 +33,8 @@ pub(super) struct Desk {
     habits: Habits,
     /// Who is let in.
     auth: Auth,
+    /// What is counted.
+    pub(super) metrics: Arc<Metrics>,
     /// Those who wait.
     waiters: Arc<Waiters>,
     /// The catalog as it goes out.
@@ -40,10 +43,18 @@ pub(super) struct Desk {
 
 impl Desk {
     /// The desk, without a catalog yet.
-    pub(super) fn new(store: Store, name_prefix: String, config: ApiConfig, ready: Arc<Event>) -> Desk {
+    pub(super) fn new(
+        store: Store,
+        name_prefix: String,
+        config: ApiConfig,
+        ready: Arc<Event>,
+        metrics: Arc<Metrics>,
+    ) -> Desk {
+        metrics.know_actions(&ACTIONS);
         Desk {
             store,
             ready,
+            metrics,
             name_prefix,
             habits: Habits { strict: config.strict_osb },
             auth: Auth::new(&config),
@@ -68,17 +79,21 @@ impl Desk {
         self.waiters.stop();
     }
 
-    /// Health, then authentication, then the version, then everything else.
+    /// Health and metrics, then authentication, then the version, then everything else.
     pub(super) fn decide(&self, call: &Call) -> Reply {
         match &call.route {
             Route::Healthz => return only("GET", call, || Reply::text(200, "OK")),
             Route::Readyz => return only("GET", call, || self.readyz()),
+            Route::Metrics => return only("GET", call, || self.get_metrics()),
             Route::Catalog | Route::Instance(_) | Route::LastOperation(_) | Route::Binding(..) => {}
             Route::BadId(_) | Route::Unknown => {}
         }
         if !self.auth.admits(call.header("authorization")) {
             return Reply::error(401, None, "authentication is required")
                 .with_header("WWW-Authenticate", "Basic realm=\"servicebroker\", charset=\"UTF-8\"");
+        }
+        if let Some(action) = call.action() {
+            self.metrics.count_action(action);
         }
         if let Err(reply) = self.check_version(call) {
             return reply;
@@ -100,9 +115,8 @@ impl Desk {
             (Route::Unknown, _) => Ok(Reply::error(404, None, "no such path")),
             (Route::Instance(_), _) => Ok(method_not_allowed("PUT, DELETE")),
             (Route::Binding(..), _) => Ok(method_not_allowed("PUT, GET, DELETE")),
-            (Route::Catalog | Route::LastOperation(_) | Route::Healthz | Route::Readyz, _) => {
-                Ok(method_not_allowed("GET"))
-            }
+            (Route::Catalog | Route::LastOperation(_), _)
+            | (Route::Healthz | Route::Readyz | Route::Metrics, _) => Ok(method_not_allowed("GET")),
         }
     }
 
@@ -131,6 +145,11 @@ impl Desk {
                 Reply::text(503, "the database is not available")
             }
         }
+    }
+
+    /// `GET /metrics`: what this process has counted, and what it knows of the tables.
+    fn get_metrics(&self) -> Reply {
+        Reply { content_type: metrics::CONTENT_TYPE, ..Reply::text(200, &self.metrics.page()) }
     }
 
     /// `GET /v2/catalog` (OSB 2.17, "Catalog Management").
