@@ -20,6 +20,7 @@ mod faults;
 mod hardship;
 mod lifecycle;
 mod matrix;
+mod metrics;
 mod own_postgres;
 mod proxy;
 mod queue;
