@@ -87,7 +87,7 @@ impl Metrics {
             requests: Family::new("servicebroker_http_requests_total", &["route", "method", "status"],
                 "Requests that were answered."),
             request_seconds: Family::new("servicebroker_http_request_duration_seconds", &["route", "method"],
-                "Time from a request's arrival to its answer, waits for tasks included."),
+                "Time from a whole request to its answer, waits for tasks included."),
             refusals: Family::new("servicebroker_http_refused_total", &["status"],
                 "Connections and requests that the door refused; they are no requests_total."),
             task_runs: Family::new("servicebroker_task_runs_total", &["kind", "outcome"],
