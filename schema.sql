@@ -205,6 +205,14 @@ create table if not exists broker (
 );
 insert into broker (only_row) values (true) on conflict do nothing;
 
+-- What metrics show of these tables, counted by one process for all (src/store/census.rs).
+create table if not exists census (
+    only_row boolean primary key default true check (only_row),
+    taken_at timestamptz,
+    figures text not null default ''
+);
+insert into census (only_row) values (true) on conflict do nothing;
+
 -- What the broker looks at to know that there is nothing to do.
 create table if not exists schema_version (
     only_row boolean primary key default true check (only_row),

@@ -13,10 +13,11 @@
 
 mod flags;
 mod key_sources;
+mod listen;
 mod reconcile;
 mod variables;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub(crate) use key_sources::KeySources;
@@ -97,6 +98,8 @@ pub(crate) struct Config {
     pub(crate) ssl_cert_file: Option<String>,
     /// What the names of buckets and users begin with.
     pub(crate) name_prefix: String,
+    /// Where metrics are served beside the api's own port, if anywhere.
+    pub(crate) metrics_address: Option<SocketAddr>,
     /// Log verbosity: 0 info, 1 debug, 2 trace.
     pub(crate) verbosity: u8,
     /// Settings of the api, in a process that answers the platform.
@@ -217,6 +220,8 @@ pub(crate) fn parse(
     let background = flags.boolean("--background-tasks", &mut reader.problems).unwrap_or(false)
         || program.ends_with("start-background.sh");
     let both = flags.boolean("--with-worker", &mut reader.problems).unwrap_or(false);
+    let api = errand.is_none().then(|| reader.api(&mut flags));
+    let metrics_address = api.as_ref().and_then(|it| reader.metrics_address(it, both || !background));
     let config = Config {
         database_url: Secret::new(reader.flag_or_required(
             flags.value("--database-url"),
@@ -227,8 +232,9 @@ pub(crate) fn parse(
         statement_timeout: Duration::from_secs(reader.number("STATEMENT_TIMEOUT_SECONDS", 5, 1, 60)),
         ssl_cert_file: reader.optional("SSL_CERT_FILE"),
         name_prefix: reader.name_prefix(flags.value("--name-prefix")),
+        metrics_address,
         verbosity: flags.number("--v", &mut reader.problems).unwrap_or(0),
-        api: errand.is_none().then(|| reader.api(&mut flags)).filter(|_| both || !background),
+        api: api.filter(|_| both || !background),
         worker: (both || background || errand.is_some()).then(|| reader.worker()),
     };
     flags.finish(&mut reader.problems);
@@ -262,14 +268,9 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             self.problems.push(Problem::new("--insecure", complaint));
         }
         let flag_port = flags.number("--port", &mut self.problems).unwrap_or(8443);
-        let address = self.optional("LISTEN_ADDRESS").unwrap_or_else(|| "0.0.0.0".to_owned());
-        let listen_address = address.parse().unwrap_or_else(|_| {
-            self.problems.push(Problem::new("LISTEN_ADDRESS", "must be an IP address such as 0.0.0.0 or ::"));
-            IpAddr::from([127, 0, 0, 1])
-        });
         let connections_max = self.number("MAX_CONNECTIONS", 512, 1, 65_536);
         ApiConfig {
-            listen_address,
+            listen_address: self.listen_address(),
             port: self.number("PORT", flag_port, 0, u16::MAX),
             basic: [("BROKER_USERNAME", "BROKER_PASSWORD"), ("BROKER_USERNAME_2", "BROKER_PASSWORD_2")]
                 .into_iter()

@@ -5,10 +5,12 @@
 
 mod aws;
 mod broker;
+mod census;
 mod config;
 mod doctor;
 mod event;
 mod http;
+mod metrics;
 mod osb;
 mod random;
 mod steps;
@@ -27,6 +29,7 @@ use signal_hook::iterator::Signals;
 use config::{Command, Config, Errand, Problem, WorkerConfig};
 use event::Event;
 use http::Api;
+use metrics::Metrics;
 use store::{Store, Target};
 use worker::{Limits, Worker};
 
@@ -215,11 +218,12 @@ fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>
     let store = Store::new(target, config.database_connections, config.statement_timeout);
     let (tables, tables_ready, tables_stop) = (store.clone(), Arc::clone(&ready), Arc::clone(&stop));
     spawn("schema", move || prepare_database(&tables, &tables_ready, &tables_stop))?;
+    let metrics = start_metrics(&config, &store, &ready, &stop)?;
     let worker = match (shop, config.worker) {
         (Some((aws, settings)), Some(worker)) => {
             log::info!("working: region={} threads={}", worker.region, worker.threads);
             let limits = Limits { threads: worker.threads, lease: worker.lease };
-            Some(Worker::start(store.clone(), aws, settings, limits, &ready, &stop)?)
+            Some(Worker::start(store.clone(), aws, settings, limits, &ready, &stop, &metrics)?)
         }
         (_, _) => None,
     };
@@ -230,7 +234,7 @@ fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>
     };
     let api = config
         .api
-        .map(|api| Api::start(store, config.name_prefix, api, &ready, &stop, give_up))
+        .map(|api| Api::start(store, config.name_prefix, api, &ready, &stop, &metrics, give_up))
         .transpose()?;
     if let Some(api) = &api {
         log::info!("listening: address={}", api.address);
@@ -248,6 +252,28 @@ fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>
         End::Asked => Ok(()),
         End::Broken(cause) => Err(cause),
     }
+}
+
+/// What is counted from now on, and the port where it is shown if there is one.
+fn start_metrics(
+    config: &Config,
+    store: &Store,
+    ready: &Arc<Event>,
+    stop: &Arc<Event>,
+) -> Result<Arc<Metrics>, String> {
+    let metrics = Arc::new(Metrics::new(match (&config.api, &config.worker) {
+        (Some(_), Some(_)) => "both",
+        (Some(_), None) => "api",
+        (None, _) => "worker",
+    }));
+    if let Some(wanted) = config.metrics_address {
+        let address = http::serve_metrics(wanted, Arc::clone(&metrics))?;
+        log::info!("metrics: address={address}");
+    }
+    let (store, ready, stop, shown) =
+        (store.clone(), Arc::clone(ready), Arc::clone(stop), Arc::clone(&metrics));
+    spawn("census", move || census::keep(&store, &shown, &ready, &stop))?;
+    Ok(metrics)
 }
 
 /// Creates or upgrades the tables, as often as it takes until the database is there.

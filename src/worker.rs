@@ -9,6 +9,7 @@
 //! - A delete never gives up.
 
 mod lease;
+mod measure;
 mod retry;
 mod settle;
 mod upkeep;
@@ -20,8 +21,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::aws::{Aws, Permit};
+use crate::aws::{Aws, Observer, Permit};
 use crate::event::Event;
+use crate::metrics::Metrics;
 use crate::random;
 use crate::steps::{self, Ending, StepError, Verdict, Work};
 use crate::store::{Claim, Listener, Store, StoreError};
@@ -75,6 +77,8 @@ struct Shop {
     ready: Arc<Event>,
     /// The word to end.
     stop: Arc<Event>,
+    /// What is counted.
+    metrics: Arc<Metrics>,
     /// Who we are, in front of a thread's number.
     name: String,
     /// The tasks that run now.
@@ -104,10 +108,12 @@ impl Worker {
         limits: Limits,
         ready: &Arc<Event>,
         stop: &Arc<Event>,
+        metrics: &Arc<Metrics>,
     ) -> Result<Worker, String> {
         let shop = Arc::new(Shop {
             store,
-            aws,
+            aws: aws.observed_by(Arc::clone(metrics) as Arc<dyn Observer>),
+            metrics: Arc::clone(metrics),
             settings,
             lease: limits.lease,
             ready: Arc::clone(ready),
@@ -117,6 +123,7 @@ impl Worker {
             calls: Mutex::default(),
             called: Condvar::new(),
         });
+        measure::begin(metrics);
         if shop.aws.s3_is_plain_http() {
             log::warn!("the S3 endpoint is plain HTTP: buckets get no policy that demands TLS");
         }
@@ -206,6 +213,7 @@ impl Shop {
         let claim = &lease.claim;
         let next = self.decide(lease, result);
         log_outcome(claim, &next, began);
+        measure::count_run(&self.metrics, claim, &next, began);
         for attempt in 1..=SETTLE_TRIES {
             let (next, of) = (next.clone(), claim.clone());
             match self.store.fenced(claim, move |tx, state| next.write(tx, &of, state)) {

@@ -33,6 +33,16 @@ pub(super) enum Signing {
     },
 }
 
+impl Signing {
+    /// The service that the call is for, as in its host name.
+    pub(super) fn service(self) -> &'static str {
+        match self {
+            Signing::Url => "s3",
+            Signing::Header { service } => service,
+        }
+    }
+}
+
 /// A call before it is signed. It has no `Debug`: bodies hold policies, and secrets one day.
 #[derive(Clone)]
 pub(super) struct Call<'c> {

@@ -125,6 +125,18 @@ impl AwsError {
         }
     }
 
+    /// One word for those who count: AWS' code, or what came in place of an answer; `None` where none was wanted.
+    pub(super) fn word(&self) -> Option<&str> {
+        match self {
+            AwsError::Refused { code, .. } | AwsError::Throttled { code, .. } => Some(code),
+            AwsError::Unreachable { .. } => Some("Unreachable"),
+            AwsError::Deadline { .. } => Some("Deadline"),
+            AwsError::Malformed { .. } => Some("Malformed"),
+            AwsError::NoCredentials { .. } => Some("NoCredentials"),
+            AwsError::Halted { .. } => None,
+        }
+    }
+
     /// The class that decides about retries.
     pub(super) fn class(&self) -> Class {
         match self {

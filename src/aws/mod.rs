@@ -11,6 +11,7 @@
 //!
 //! Sources: ureq 3, `Config`; what each setting is for stands beside it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -93,6 +94,8 @@ pub(crate) struct Aws {
     clock: Clock,
     /// What is known of buckets in other regions.
     regions: Regions,
+    /// Told of every call, if there is one.
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl Aws {
@@ -112,7 +115,12 @@ impl Aws {
         let Settings { region, call_deadline, key_sources, .. } = settings;
         let keyring = Keyring::new(key_sources)?;
         let (clock, regions) = (Clock::default(), Regions::default());
-        Ok(Aws { agent, region, endpoints, call_deadline, keyring, clock, regions })
+        Ok(Aws { agent, region, endpoints, call_deadline, keyring, clock, regions, observer: None })
+    }
+
+    /// The same, with somebody who is told of every call.
+    pub(crate) fn observed_by(self, observer: Arc<dyn Observer>) -> Aws {
+        Aws { observer: Some(observer), ..self }
     }
 
     /// The region of all buckets.
@@ -172,6 +180,15 @@ fn build_agent(settings: &Settings) -> ureq::Agent {
 pub(crate) trait Permit: Sync {
     /// Whether the call may be sent. `false` where a lease is lost, the task cancelled, the process ending.
     fn may_call(&self, operation: &'static str) -> bool;
+}
+
+/// Told how calls went, to count them. Service and operation are as AWS writes them.
+pub(crate) trait Observer: Send + Sync {
+    /// An attempt of a call has ended. The code is `OK`, AWS' own, or a word for what came in place of an answer.
+    fn attempted(&self, service: &'static str, operation: &'static str, code: &str, took: Duration);
+
+    /// Another attempt of the call begins.
+    fn repeated(&self, service: &'static str, operation: &'static str);
 }
 
 /// Whose key signs.

@@ -59,7 +59,12 @@ impl Caller<'_> {
                 return Err(AwsError::Halted { operation: call.operation });
             }
             attempt += 1;
-            let key = self.key(call.operation, deadline)?;
+            if let Some(observer) = self.aws.observer.as_ref().filter(|_| attempt > 1) {
+                observer.repeated(call.signing.service(), call.operation);
+            }
+            let began = Instant::now();
+            let key = self.key(call.operation, deadline);
+            let key = key.inspect_err(|error| self.tell(&call, error.word(), began.elapsed()))?;
             let failure = match self.attempt(&call, key.as_deref(), deadline, attempt) {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
@@ -102,7 +107,9 @@ impl Caller<'_> {
     ) -> Result<Answer, Failure> {
         let started = Instant::now();
         let result = self.exchange(call, key, deadline.saturating_duration_since(started));
-        let (operation, took_ms) = (call.operation, started.elapsed().as_millis());
+        let (operation, took) = (call.operation, started.elapsed());
+        self.tell(call, result.as_ref().map_or_else(|failure| failure.error.word(), |_| Some("OK")), took);
+        let took_ms = took.as_millis();
         match &result {
             Ok((status, _)) => log::debug!(
                 "aws call done: operation={operation} status={status} took_ms={took_ms} attempt={attempt}"
@@ -112,6 +119,13 @@ impl Caller<'_> {
             }
         }
         result.map(|(_, answer)| answer)
+    }
+
+    /// Tells the observer how an attempt went.
+    fn tell(&self, call: &Call<'_>, word: Option<&str>, took: Duration) {
+        if let (Some(observer), Some(word)) = (&self.aws.observer, word) {
+            observer.attempted(call.signing.service(), call.operation, word, took);
+        }
     }
 
     /// One request and its answer, read to its end so that the connection can be used again.

@@ -224,3 +224,25 @@ fn secrets_cannot_be_printed() {
     let printed = format!("{config:?}");
     assert!(!printed.contains("hush") && !printed.contains("u:p@h"), "{printed}");
 }
+
+#[test]
+fn metrics_have_a_port_of_their_own_where_one_is_set() {
+    let address = |flags: &[&str], more: &[(&str, &str)]| {
+        let variables = [WORKER.as_slice(), more].concat();
+        let (config, problems) = run("servicebroker", flags, &variables);
+        (config.unwrap().metrics_address.map(|it| it.to_string()), problems)
+    };
+    let here = ("LISTEN_ADDRESS", "127.0.0.1");
+    assert_eq!(address(&["-background-tasks"], &[here]), (None, vec![]));
+    for flags in [&["-background-tasks"][..], &["-with-worker"], &[]] {
+        let expected = (Some("127.0.0.1:9090".to_owned()), vec![]);
+        assert_eq!(address(flags, &[here, ("METRICS_PORT", "9090")]), expected, "{flags:?}");
+    }
+    let both = [("METRICS_PORT", "9090"), ("PORT", "9090")];
+    assert_eq!(address(&["-background-tasks"], &both).1, Vec::<String>::new(), "a worker has no other port");
+    assert_eq!(address(&[], &both).1, ["METRICS_PORT: must be another port than PORT"]);
+    let free = [("METRICS_PORT", "0"), ("PORT", "0")];
+    assert_eq!(address(&[], &free), (Some("0.0.0.0:0".to_owned()), vec![]));
+    let nowhere = [("METRICS_PORT", "9090"), ("LISTEN_ADDRESS", "localhost")];
+    assert_eq!(address(&["-with-worker"], &nowhere).1.len(), 1, "named once");
+}

@@ -25,6 +25,20 @@ pub(super) struct Call {
     body: Vec<u8>,
 }
 
+/// The actions that are counted, by the names that the old broker counted them under; it knew no `get_binding`.
+pub(super) const ACTIONS: [&str; 10] = [
+    "action_schema",
+    "bind",
+    "deprovision",
+    "get_binding",
+    "get_catalog",
+    "last_operation",
+    "provision",
+    "rotate_credentials",
+    "unbind",
+    "update",
+];
+
 /// The resources that there are.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Route {
@@ -32,6 +46,8 @@ pub(super) enum Route {
     Healthz,
     /// `/readyz`
     Readyz,
+    /// `/metrics`
+    Metrics,
     /// `/v2/catalog`
     Catalog,
     /// `/v2/service_instances/{instance_id}`
@@ -56,6 +72,7 @@ impl Route {
         match self {
             Route::Healthz => "healthz",
             Route::Readyz => "readyz",
+            Route::Metrics => "metrics",
             Route::Catalog => "catalog",
             Route::Instance(_) => "instance",
             Route::LastOperation(_) => "last_operation",
@@ -75,7 +92,12 @@ impl Route {
             | Route::Binding(id, _)
             | Route::Credentials(id)
             | Route::ActionSchema(id) => Some(id),
-            Route::Healthz | Route::Readyz | Route::Catalog | Route::BadId(_) | Route::Unknown => None,
+            Route::Healthz
+            | Route::Readyz
+            | Route::Metrics
+            | Route::Catalog
+            | Route::BadId(_)
+            | Route::Unknown => None,
         }
     }
 
@@ -94,6 +116,7 @@ impl Route {
         match segments.as_slice() {
             ["healthz"] => Route::Healthz,
             ["readyz"] => Route::Readyz,
+            ["metrics"] => Route::Metrics,
             ["v2", "catalog"] => Route::Catalog,
             ["v2", "service_instances", id] => with_id(id, Route::Instance),
             ["v2", "service_instances", id, "last_operation"] => with_id(id, Route::LastOperation),
@@ -124,6 +147,26 @@ impl Call {
             query: query.split('&').filter(|it| !it.is_empty()).map(decode_pair).collect(),
             headers,
             body,
+        }
+    }
+
+    /// What the platform asks for, be it granted or not: one of [`ACTIONS`].
+    pub(super) fn action(&self) -> Option<&'static str> {
+        match (&self.route, self.method.as_str()) {
+            (Route::Catalog, "GET") => Some("get_catalog"),
+            (Route::Instance(_), "PUT") => Some("provision"),
+            (Route::Instance(_), "PATCH") => Some("update"),
+            (Route::Instance(_), "DELETE") => Some("deprovision"),
+            (Route::LastOperation(_), "GET") => Some("last_operation"),
+            (Route::Binding(..), "PUT") => Some("bind"),
+            (Route::Binding(..), "GET") => Some("get_binding"),
+            (Route::Binding(..), "DELETE") => Some("unbind"),
+            (Route::Credentials(_), "PUT") => Some("rotate_credentials"),
+            (Route::ActionSchema(_), "GET") => Some("action_schema"),
+            (Route::Catalog | Route::Instance(_) | Route::LastOperation(_) | Route::Binding(..), _) => None,
+            (Route::Credentials(_) | Route::ActionSchema(_), _) => None,
+            (Route::Healthz | Route::Readyz | Route::Metrics, _) => None,
+            (Route::BadId(_) | Route::Unknown, _) => None,
         }
     }
 
@@ -202,6 +245,7 @@ mod tests {
     fn paths_lead_where_they_should() {
         for (path, route) in [
             ("/healthz", Route::Healthz),
+            ("/metrics", Route::Metrics),
             ("/v2/catalog", Route::Catalog),
             ("/v2/service_instances/a", Route::Instance(id("a"))),
             ("/v2/service_instances/a%2Fb%20c", Route::Instance(id("a/b c"))),
@@ -242,6 +286,29 @@ mod tests {
             let call = Call::new("GET", target, vec![], vec![]);
             assert_eq!((call.token.as_ref().map(Secret::expose), call.route), (token, route), "{target}");
         }
+    }
+
+    #[test]
+    fn every_action_is_one_of_those_that_show() {
+        let mut seen = Vec::new();
+        for path in [
+            "/healthz",
+            "/metrics",
+            "/v2/catalog",
+            "/v2/service_instances/a",
+            "/v2/service_instances/",
+            "/v2/service_instances/a/last_operation",
+            "/v2/service_instances/a/service_bindings/b",
+            "/v2/service_instances/a/actions/credentials",
+            "/v2/service_instances/a/actions/rotate_credentials/schema",
+            "/v2/nothing",
+        ] {
+            for method in ["GET", "PUT", "PATCH", "DELETE", "POST"] {
+                seen.extend(Call::new(method, path, vec![], vec![]).action());
+            }
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, ACTIONS);
     }
 
     #[test]

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::actions;
 use super::auth::Auth;
-use super::call::{Call, Route};
+use super::call::{ACTIONS, Call, Route};
 use super::reply::Reply;
 use super::waiting::{Ticket, Waiters};
 use crate::broker::{self, Bound, BrokerError, CatalogQuery, Fresh, Habits, Outcome};
 use crate::config::ApiConfig;
 use crate::event::Event;
+use crate::metrics::{self, Metrics};
 use crate::osb::{BindingResponse, Id, Provisioned};
 use crate::store::{Store, StoreError, TaskState};
 
@@ -33,6 +34,8 @@ pub(super) struct Desk {
     habits: Habits,
     /// Who is let in.
     auth: Auth,
+    /// What is counted.
+    pub(super) metrics: Arc<Metrics>,
     /// Those who wait.
     waiters: Arc<Waiters>,
     /// The catalog as it goes out.
@@ -41,10 +44,18 @@ pub(super) struct Desk {
 
 impl Desk {
     /// The desk, without a catalog yet.
-    pub(super) fn new(store: Store, name_prefix: String, config: ApiConfig, ready: Arc<Event>) -> Desk {
+    pub(super) fn new(
+        store: Store,
+        name_prefix: String,
+        config: ApiConfig,
+        ready: Arc<Event>,
+        metrics: Arc<Metrics>,
+    ) -> Desk {
+        metrics.know_actions(&ACTIONS);
         Desk {
             store,
             ready,
+            metrics,
             name_prefix,
             habits: Habits { strict: config.strict_osb },
             auth: Auth::new(&config),
@@ -74,11 +85,12 @@ impl Desk {
         self.waiters.stop();
     }
 
-    /// Health, then authentication, then the version, then everything else.
+    /// Health and metrics, then authentication, then the version, then everything else.
     pub(super) fn decide(&self, call: &Call) -> Reply {
         match &call.route {
             Route::Healthz => return only("GET", call, || Reply::text(200, "OK")),
             Route::Readyz => return only("GET", call, || self.readyz()),
+            Route::Metrics => return only("GET", call, || self.get_metrics()),
             Route::Catalog | Route::Instance(_) | Route::LastOperation(_) | Route::Binding(..) => {}
             Route::Credentials(_) | Route::ActionSchema(_) | Route::BadId(_) | Route::Unknown => {}
         }
@@ -90,6 +102,9 @@ impl Desk {
         }
         if call.token.as_ref().is_some_and(|it| !self.auth.knows(it)) {
             return Reply::error(404, None, "no such path");
+        }
+        if let Some(action) = call.action() {
+            self.metrics.count_action(action);
         }
         if let Err(reply) = self.check_version(call) {
             return reply;
@@ -115,14 +130,8 @@ impl Desk {
             (Route::Instance(_), _) => Ok(method_not_allowed("PUT, PATCH, DELETE")),
             (Route::Credentials(_), _) => Ok(method_not_allowed("PUT")),
             (Route::Binding(..), _) => Ok(method_not_allowed("PUT, GET, DELETE")),
-            (
-                Route::Catalog
-                | Route::LastOperation(_)
-                | Route::ActionSchema(_)
-                | Route::Healthz
-                | Route::Readyz,
-                _,
-            ) => Ok(method_not_allowed("GET")),
+            (Route::Catalog | Route::LastOperation(_) | Route::ActionSchema(_), _)
+            | (Route::Healthz | Route::Readyz | Route::Metrics, _) => Ok(method_not_allowed("GET")),
         }
     }
 
@@ -153,6 +162,11 @@ impl Desk {
                 Reply::text(503, "the database is not available")
             }
         }
+    }
+
+    /// `GET /metrics`: what this process has counted, and what it knows of the tables.
+    fn get_metrics(&self) -> Reply {
+        Reply { content_type: metrics::CONTENT_TYPE, ..Reply::text(200, &self.metrics.page()) }
     }
 
     /// `GET /v2/catalog` (OSB 2.17, "Catalog Management").

@@ -26,6 +26,7 @@ use super::large::{Allowance, Room};
 use super::strict::{self, Buffer, Refusal, Request};
 use super::timed::{Deadline, Timed};
 use crate::event::Event;
+use crate::metrics::Metrics;
 use crate::random::{self, NoRandomness};
 
 /// Header that carries the process' key to tiny_http.
@@ -121,6 +122,8 @@ pub(super) struct Gate {
     accepting: AtomicBool,
     /// For bodies that are large.
     room: Room,
+    /// Where refusals are counted.
+    metrics: Arc<Metrics>,
 }
 
 /// A connection's place, given up when dropped.
@@ -133,7 +136,13 @@ struct Place {
 
 impl Gate {
     /// A gate before `inside`. The number of connections is cut to what descriptors are there for.
-    pub(super) fn new(mut limits: Limits, inside: Inside, stop: Arc<Event>, give_up: Arc<GiveUp>) -> Gate {
+    pub(super) fn new(
+        mut limits: Limits,
+        inside: Inside,
+        stop: Arc<Event>,
+        give_up: Arc<GiveUp>,
+        metrics: Arc<Metrics>,
+    ) -> Gate {
         let room = descriptor_limit().map(|it| it.saturating_sub(DESCRIPTORS_RESERVED) / DESCRIPTORS_EACH);
         if let Some(room) = room.filter(|it| *it < limits.connections_max) {
             limits.cut(room.max(1));
@@ -148,6 +157,7 @@ impl Gate {
             left: Condvar::new(),
             accepting: AtomicBool::new(false),
             room: Room::default(),
+            metrics,
         }
     }
 
@@ -200,6 +210,7 @@ impl Gate {
     /// Gives a connection a thread, or sends it away.
     fn admit(self: &Arc<Gate>, socket: TcpStream, peer: SocketAddr) {
         let Some(place) = self.take_place(peer.ip()) else {
+            self.metrics.count_refusal(503);
             return turn_away(socket);
         };
         let gate = Arc::clone(self);
@@ -334,6 +345,7 @@ impl<S: Deadline> Connection<'_, S> {
 
     /// Answers what never reached a handler, and ends the connection so that the peer sees it.
     fn refuse(&mut self, status: u16, reason: &str) {
+        self.gate.metrics.count_refusal(status);
         log::info!("request refused: status={status} peer={} reason={reason:?}", self.peer.ip());
         let body = format!("{{\"description\":\"{reason}\"}}");
         let retry = if status == 503 { "Retry-After: 1\r\n" } else { "" };
@@ -449,7 +461,8 @@ mod tests {
     #[test]
     fn places_are_bounded_for_all_and_for_each() {
         let inside = Inside { name: Vec::new(), key: String::new() };
-        let gate = Arc::new(Gate::new(limits(), inside, Arc::default(), Arc::new(|_| {})));
+        let metrics = Arc::new(Metrics::new("api"));
+        let gate = Arc::new(Gate::new(limits(), inside, Arc::default(), Arc::new(|_| {}), metrics));
         let [one, other, third] = [1, 2, 3].map(|it| IpAddr::from([127, 0, 0, it]));
         let first = gate.take_place(one).unwrap();
         let second = gate.take_place(one).unwrap();

@@ -4,7 +4,7 @@
 //! This side of the broker speaks to PostgreSQL and to nobody else.
 //!
 //! Invariants
-//! - 401 comes before everything but health.
+//! - 401 comes before everything but health and metrics.
 //! - The catalog is served from memory: complete, or as it was when it last was.
 //! - A panic in a request is a 500; the process lives.
 
@@ -14,6 +14,7 @@ mod call;
 mod desk;
 mod gate;
 mod large;
+mod page;
 mod reply;
 mod strict;
 mod timed;
@@ -26,12 +27,14 @@ use std::time::{Duration, Instant};
 
 use crate::config::ApiConfig;
 use crate::event::Event;
+use crate::metrics::Metrics;
 use crate::osb::Id;
 use crate::store::Store;
 
 use call::{Call, Route};
 use desk::Desk;
 use gate::{Gate, GiveUp, Inside, KEY_HEADER, Limits, PEER_HEADER};
+pub(crate) use page::serve_metrics;
 use reply::Reply;
 
 /// From the first byte of a request to its last.
@@ -70,6 +73,7 @@ impl Api {
         config: ApiConfig,
         ready: &Arc<Event>,
         stop: &Arc<Event>,
+        metrics: &Arc<Metrics>,
         give_up: impl Fn(&str) + Send + Sync + 'static,
     ) -> Result<Api, String> {
         let wanted = SocketAddr::from((config.listen_address, config.port));
@@ -89,7 +93,7 @@ impl Api {
             send: SEND_TIMEOUT,
         };
         let (key, give_up) = (inside.key.clone(), Arc::new(give_up) as Arc<GiveUp>);
-        let desk = Arc::new(Desk::new(store, name_prefix, config, Arc::clone(ready)));
+        let desk = Arc::new(Desk::new(store, name_prefix, config, Arc::clone(ready), Arc::clone(metrics)));
         if desk.is_open() {
             log::warn!(
                 "no BROKER_PASSWORD and no BROKER_TOKEN is set: everyone who reaches the port is let in"
@@ -100,7 +104,8 @@ impl Api {
                 "actions need the password as well; region-api of Akkeris sends none: see ACTIONS_TOKEN"
             );
         }
-        let gate = Arc::new(Gate::new(limits, inside, Arc::clone(stop), Arc::clone(&give_up)));
+        let gate = Gate::new(limits, inside, Arc::clone(stop), Arc::clone(&give_up), Arc::clone(metrics));
+        let gate = Arc::new(gate);
         let with_desk = |run: fn(&Desk, &Event)| {
             let (desk, stop) = (Arc::clone(&desk), Arc::clone(stop));
             move || run(&desk, &stop)
@@ -180,8 +185,10 @@ fn answer(desk: &Desk, key: &str, give_up: &GiveUp, mut request: tiny_http::Requ
     if let Some(identity) = identity {
         reply = reply.with_header("X-Broker-API-Request-Identity", identity);
     }
+    let took = began.elapsed();
+    desk.metrics.count_request(call.route.name(), &call.method, reply.status, took);
     log::log!(
-        if matches!(call.route, Route::Healthz | Route::Readyz) {
+        if matches!(call.route, Route::Healthz | Route::Readyz | Route::Metrics) {
             log::Level::Debug
         } else {
             log::Level::Info
@@ -191,7 +198,7 @@ fn answer(desk: &Desk, key: &str, give_up: &GiveUp, mut request: tiny_http::Requ
         call.route.name(),
         call.route.instance().map_or("", Id::as_str),
         reply.status,
-        began.elapsed().as_millis(),
+        took.as_millis(),
         identity.unwrap_or_default(),
     );
     respond(request, reply);

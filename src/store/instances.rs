@@ -28,7 +28,7 @@ pub(crate) enum InstanceStatus {
 
 impl InstanceStatus {
     /// The text in the table.
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             InstanceStatus::Provisioning => "provisioning",
             InstanceStatus::Available => "available",

@@ -66,6 +66,11 @@ impl TaskKind {
         TEXTS.iter().find(|(kind, _)| kind == self).map_or("", |(_, text)| text)
     }
 
+    /// The same for metrics: one word for all that is not known, whatever stands in the table.
+    pub(crate) fn label(&self) -> &str {
+        if let TaskKind::Unknown(_) = self { "unknown" } else { self.as_str() }
+    }
+
     /// The kind that a text in the table means.
     pub(super) fn parse(text: String) -> TaskKind {
         let known = TEXTS.iter().find(|(_, it)| *it == text).map(|(kind, _)| kind.clone());

@@ -15,6 +15,7 @@
 
 mod bindings;
 mod catalog;
+mod census;
 mod changes;
 mod connect;
 mod error;

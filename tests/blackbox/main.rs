@@ -20,6 +20,7 @@ mod faults;
 mod hardship;
 mod lifecycle;
 mod matrix;
+mod metrics;
 mod old_tasks;
 mod own_postgres;
 mod plan_change;

@@ -56,8 +56,12 @@ fn the_brokers_id_is_drawn_once() {
     ten_at_once(&setup);
     let drawn = setup.database.text(id).unwrap();
     assert_eq!(drawn.len(), 36, "{drawn}");
-    // As a database of the version before, and as one that a schema step runs on again.
-    for undo in ["drop table broker; update schema_version set version = 1", "delete from schema_version"] {
+    // As a database of a version before, and as one that a schema step runs on again.
+    for undo in [
+        "drop table broker, census; update schema_version set version = 1",
+        "drop table census; update schema_version set version = 2",
+        "delete from schema_version",
+    ] {
         setup.database.connect().batch_execute(undo).unwrap();
         ten_at_once(&setup);
     }

@@ -28,8 +28,9 @@ pub(crate) fn steps_of_a_task(sql: &str) -> bool {
     let is_claim = sql.starts_with("update tasks set status = 'started'");
     let is_heartbeat = sql.starts_with("update tasks set lease_until");
     let is_look = sql.contains("region is null") || sql.contains("schema_version") || sql == "select 1";
+    let is_census = sql.contains("census");
     let is_setup = sql.is_empty() || sql.starts_with("set ") || sql.starts_with("listen ");
-    !(is_claim || is_heartbeat || is_look || is_setup)
+    !(is_claim || is_heartbeat || is_look || is_census || is_setup)
 }
 
 /// Counts what an api does for a request that changes something, and not what it does anyway: the catalog,

@@ -15,6 +15,7 @@ fn all_problems_are_named_at_once_one_line_each() {
         ("WAIT_SECONDS", "51"),
         ("DATABASE_CONNECTIONS", "0"),
         ("STATEMENT_TIMEOUT_SECONDS", "1m"),
+        ("METRICS_PORT", "metrics"),
         ("MAX_CONNECTIONS", "none"),
         ("MAX_BODY_BYTES", "1"),
         ("BROKER_USERNAME", "u"),
@@ -53,6 +54,7 @@ fn each_setting_has_its_bounds() {
     let mut wrong = Vec::new();
     for (name, values) in [
         ("PORT", &["65536", "-1", "8443.0", "https"][..]),
+        ("METRICS_PORT", &["65536", "-1", "/metrics"]),
         ("WAIT_SECONDS", &["-1", "51", "25s"]),
         ("LISTEN_ADDRESS", &["0.0.0.0:80", "[::]", "*"]),
         ("DATABASE_CONNECTIONS", &["0", "65", "many"]),
