@@ -253,6 +253,9 @@ mod tests {
 
     const NOW_S: u64 = 1_000_000;
 
+    /// Parts with their ages in seconds, the flags, the beginning of the refusal.
+    type Case<'a> = (&'a [(Kind, Mark, Option<i64>)], &'a str, Option<&'a str>);
+
     /// Something made so many seconds ago; a negative number lies ahead.
     fn part(kind: Kind, mark: Mark, age_s: Option<i64>) -> Part {
         let made = age_s.map(|it| NOW_S.checked_add_signed(-it).unwrap());
@@ -266,7 +269,7 @@ mod tests {
         let (ours, others, nobodys) = (Mark::Ours, Mark::Others, Mark::Nobodys);
         let old = Some(3_600);
         #[rustfmt::skip]
-        let cases: &[(&[(Kind, Mark, Option<i64>)], &str, Option<&str>)] = &[
+        let cases: &[Case<'_>] = &[
             (&[], "", Some("AWS holds nothing")),
             (&[(user, ours, old), (bucket, ours, old)], "", None),
             (&[(user, ours, old), (bucket, ours, Some(3_599))], "", Some("younger than an hour")),
