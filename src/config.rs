@@ -19,9 +19,9 @@ mod variables;
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub(crate) use key_sources::KeySources;
 #[cfg(test)]
 pub(crate) use key_sources::WebIdentity;
+pub(crate) use key_sources::{KeySources, SharedFile};
 
 use flags::Flags;
 pub(crate) use reconcile::Errand;

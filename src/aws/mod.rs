@@ -11,7 +11,7 @@
 //!
 //! Sources: ureq 3, `Config`; what each setting is for stands beside it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
@@ -41,7 +41,7 @@ pub(crate) use credentials::Credentials;
 pub(crate) use endpoints::SettingsError;
 pub(crate) use error::AwsError;
 pub(crate) use policy::{KmsKey, tag_value, tenant_policy, tls_only_bucket_policy};
-pub(crate) use s3::{Bucket, BucketCreation};
+pub(crate) use s3::BucketCreation;
 pub(crate) use s3_objects::{AbortedUpload, ObjectError};
 
 use credentials::Keyring;
@@ -122,6 +122,11 @@ impl Aws {
     /// The partition: the second field of every ARN.
     pub(crate) fn partition(&self) -> &'static str {
         self.endpoints.partition
+    }
+
+    /// The time, by AWS' clock as far as we know it.
+    pub(crate) fn now(&self) -> SystemTime {
+        self.clock.now().into()
     }
 
     /// Whether tenants reach S3 without TLS.
