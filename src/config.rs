@@ -20,9 +20,9 @@ mod variables;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-pub(crate) use key_sources::KeySources;
 #[cfg(test)]
 pub(crate) use key_sources::WebIdentity;
+pub(crate) use key_sources::{KeySources, SharedFile};
 
 use flags::Flags;
 pub(crate) use reconcile::Errand;

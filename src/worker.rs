@@ -28,7 +28,7 @@ use crate::random;
 use crate::steps::{self, Ending, StepError, Verdict, Work};
 use crate::store::{Claim, Listener, Store, StoreError};
 
-use lease::Lease;
+use lease::{Lease, renew};
 use retry::{RetryPolicy, spread};
 use settle::{Next, log_outcome};
 
@@ -136,10 +136,8 @@ impl Worker {
         }
         worker.spawn("leases".to_owned(), &shop, Shop::keep_leases)?;
         worker.spawn("due".to_owned(), &shop, Shop::listen)?;
-        worker.spawn("start".to_owned(), &shop, |shop| {
-            shop.introduce();
-            shop.place_old_instances();
-        })?;
+        worker.spawn("identity".to_owned(), &shop, Shop::introduce)?;
+        worker.spawn("places".to_owned(), &shop, Shop::place_old_instances)?;
         worker.spawn("upkeep".to_owned(), &shop, Shop::keep_house)?;
         Ok(worker)
     }
@@ -260,14 +258,11 @@ impl Shop {
     fn keep_leases(&self) {
         let interval = self.lease / LEASE_PARTS;
         loop {
-            let stopping = self.stop.wait(interval);
-            let held: Vec<Arc<Lease>> = self.leases().values().cloned().collect();
-            if stopping {
+            if self.stop.wait(interval) {
                 return; // what still runs ends at its next call
             }
-            for lease in held {
-                lease.renew(self.lease);
-            }
+            let held: Vec<Arc<Lease>> = self.leases().values().cloned().collect();
+            renew(&self.store, &held, self.lease);
         }
     }
 

@@ -7,7 +7,8 @@
 //! - Nothing in a key but its id can be printed, and no cause of a failure holds a token.
 //! - Key, secret, token and expiry are one value and never mixed with those of another.
 //! - One thread looks at a time; the others use the old key while it is good, else they wait, and nobody
-//!   waits beyond the deadline of the call.
+//!   waits beyond the deadline of the call. While the old key is good, who looks keeps time for its call.
+//! - What failed because of who looked (its time, its permit) says nothing to the others.
 //! - A source that is set and fails is an error. The next one is not tried in its place.
 //!
 //! Sources: AWS SDKs and Tools Reference Guide, "Credential provider chain"; botocore's
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use url::Url;
 
-use super::{AwsError, Caller, SettingsError, endpoints};
+use super::{AwsError, Caller, SettingsError};
 use crate::config::{KeySources, Secret};
 
 mod local;
@@ -30,6 +31,8 @@ mod profile;
 const RENEW_BEFORE: SignedDuration = SignedDuration::from_mins(5);
 /// How long after a look there is no other, unless AWS refuses what it found.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the look for another key may take while the one at hand is good.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
 
 /// An access key, as one value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +83,20 @@ pub(super) struct Keyring {
     looked: Condvar,
 }
 
+/// Why a look found nothing.
+enum Failure {
+    /// Who looked may not make calls any more.
+    Halted(AwsError),
+    /// The source, in words.
+    Source(String),
+}
+
+impl From<String> for Failure {
+    fn from(cause: String) -> Failure {
+        Failure::Source(cause)
+    }
+}
+
 /// What a keyring knows.
 #[derive(Default)]
 struct State {
@@ -98,7 +115,7 @@ impl Keyring {
     pub(super) fn new(mut sources: KeySources) -> Result<Keyring, SettingsError> {
         let container = local::choose_container(&sources)?;
         if let Some(url) = &mut sources.metadata_endpoint {
-            *url = endpoints::custom("AWS_EC2_METADATA_SERVICE_ENDPOINT", url, "")?.base;
+            *url = local::check_metadata(url)?;
         }
         Ok(Keyring { sources, container, state: Mutex::default(), looked: Condvar::new() })
     }
@@ -129,56 +146,76 @@ impl Keyring {
             if Instant::now() >= deadline {
                 return Err(AwsError::Deadline { operation });
             }
-            state = self.look(state, caller, deadline);
+            let is_good = |it: &Credentials| it.lasts(now, SignedDuration::ZERO);
+            state = match state.held.as_ref().is_some_and(is_good) {
+                _ if state.looking => self.wait(state, deadline),
+                true => self.look(state, caller, Instant::now() + span_of_renewal(deadline), true)?,
+                false => self.look(state, caller, deadline, false)?,
+            };
         }
     }
 
     /// Looks for another key than the one that AWS refused; whether there is one.
     pub(super) fn replace(&self, refused: &Credentials, caller: &Caller<'_>, deadline: Instant) -> bool {
         let mut state = self.state();
-        if state.held.as_ref() == Some(refused) {
-            state = self.look(state, caller, deadline);
+        if state.held.as_ref() == Some(refused) && !state.looking {
+            match self.look(state, caller, deadline, false) {
+                Ok(looked) => state = looked,
+                Err(_) => return false,
+            }
+        }
+        while state.looking && Instant::now() < deadline {
+            state = self.wait(state, deadline);
         }
         state.held.as_ref().is_some_and(|it| it != refused)
     }
 
-    /// Looks at the sources, or waits for the one who does.
+    /// Waits for a look to end; it may also return before.
+    fn wait<'k>(&'k self, state: MutexGuard<'k, State>, deadline: Instant) -> MutexGuard<'k, State> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.looked.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Looks at the sources. Without a key that is good it is everybody's failure only if there was time.
+    ///
+    /// # Errors
+    /// The permit was withheld.
     fn look<'k>(
         &'k self,
         mut state: MutexGuard<'k, State>,
         caller: &Caller<'_>,
         deadline: Instant,
-    ) -> MutexGuard<'k, State> {
-        if state.looking {
-            let left = deadline.saturating_duration_since(Instant::now());
-            return self.looked.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        has_good_key: bool,
+    ) -> Result<MutexGuard<'k, State>, AwsError> {
         state.looking = true;
         drop(state);
         let found = catch_unwind(AssertUnwindSafe(|| self.find(caller, deadline)));
-        let found = found.unwrap_or_else(|_| Err("the broker failed while it looked".to_owned()));
+        let found = found.unwrap_or_else(|_| Err("the broker failed while it looked".to_owned().into()));
         let mut state = self.state();
         state.looking = false;
-        state.looked_at = Some(Instant::now());
+        self.looked.notify_all();
+        let now = Instant::now();
         match found {
             Ok((source, key)) => {
                 if state.held.as_ref() != Some(&key) {
                     let ends = key.expires.map_or("never".to_owned(), |it| it.to_string());
                     log::info!("credentials found: source={source} key={} ends={ends}", key.access_key_id);
                 }
-                (state.held, state.failure) = (Some(key), None);
+                (state.held, state.failure, state.looked_at) = (Some(key), None, Some(now));
             }
-            Err(cause) => {
+            Err(Failure::Halted(err)) => return Err(err),
+            Err(Failure::Source(cause)) => {
                 log::warn!("no credentials found: cause={cause:?}");
-                state.failure = Some(cause);
+                if has_good_key || now < deadline {
+                    (state.failure, state.looked_at) = (Some(cause), Some(now));
+                }
             }
         }
-        self.looked.notify_all();
-        state
+        Ok(state)
     }
 
     /// The first key there is, and the name of its source.
-    fn find(&self, caller: &Caller<'_>, deadline: Instant) -> Result<(&'static str, Credentials), String> {
+    fn find(&self, caller: &Caller<'_>, deadline: Instant) -> Result<(&'static str, Credentials), Failure> {
         let sources = &self.sources;
         if let Some((id, secret)) = &sources.key {
             let session_token = sources.session_token.clone();
@@ -189,17 +226,21 @@ impl Keyring {
             let session = role.session_name.as_deref();
             let assumed =
                 caller.assume_role_with_web_identity(&role.role_arn, session, token.trim(), deadline);
-            return assumed.map(|key| ("web identity", key)).map_err(|err| err.to_string());
+            return match assumed {
+                Ok(key) => Ok(("web identity", key)),
+                Err(err @ AwsError::Halted { .. }) => Err(Failure::Halted(err)),
+                Err(err) => Err(err.to_string().into()),
+            };
         }
         if let Some(key) = profile::find(sources)? {
             return Ok(("shared files", key));
         }
         if let Some(url) = &self.container {
-            return local::ask_container(url, sources, caller, deadline).map(|key| ("container", key));
+            return Ok(("container", local::ask_container(url, sources, caller, deadline)?));
         }
         match &sources.metadata_endpoint {
-            Some(base) => local::ask_metadata(base, caller, deadline).map(|key| ("instance metadata", key)),
-            None => Err("none in the shared files, and no other source is set".to_owned()),
+            Some(base) => Ok(("instance metadata", local::ask_metadata(base, caller, deadline)?)),
+            None => Err("none in the shared files, and no other source is set".to_owned().into()),
         }
     }
 
@@ -209,10 +250,17 @@ impl Keyring {
     }
 }
 
+/// How long a look may take for a call that has a key and must end by then: the call needs time too.
+fn span_of_renewal(deadline: Instant) -> Duration {
+    RENEWAL_LIMIT.min(deadline.saturating_duration_since(Instant::now()) / 2)
+}
+
 /// A file that must be there. The cause names it: it is the operator's to repair.
 fn read_file(path: &str) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|err| format!("{path} cannot be read: {}", err.kind()))
 }
 
+#[cfg(test)]
+mod looks;
 #[cfg(test)]
 mod tests;

@@ -28,8 +28,6 @@ const ITEMS_MAX: &str = "1000";
 pub(crate) struct User {
     /// The ARN; its form is the store's affair.
     pub(crate) arn: String,
-    /// The path, `/` where the store has none.
-    pub(crate) path: String,
     /// When it was made, where the store says so.
     pub(crate) created: Option<SystemTime>,
     /// Its tags: in the answer of GetUser only.
@@ -41,10 +39,9 @@ impl User {
     fn read(operation: &'static str, result: &Element) -> Result<User, AwsError> {
         let arn = result.find_text(&["User", "Arn"]).filter(|arn| !arn.is_empty());
         let arn = arn.ok_or(AwsError::Malformed { operation, what: "a user without ARN" })?.to_owned();
-        let path = result.find_text(&["User", "Path"]).unwrap_or("/").to_owned();
         let created = xml::read_time(result.find_text(&["User", "CreateDate"]));
         let tags = xml::read_tags(result.find(&["User", "Tags"]), "member");
-        Ok(User { arn, path, created, tags })
+        Ok(User { arn, created, tags })
     }
 }
 
@@ -64,6 +61,8 @@ pub(crate) struct PolicyVersion {
     pub(crate) id: String,
     /// Whether it is in force; then it goes only with the policy.
     pub(crate) is_default: bool,
+    /// When it was made, where the store says so.
+    pub(crate) created: Option<SystemTime>,
 }
 
 /// A text that says something.
@@ -201,7 +200,8 @@ impl Caller<'_> {
         let form = Form::new("ListPolicyVersions", &[("PolicyArn", policy_arn)]);
         self.list(&self.iam(), &form, "Versions", |member| {
             let id = owned(member.find_text(&["VersionId"]))?;
-            Some(PolicyVersion { id, is_default: member.is_true(&["IsDefaultVersion"]) })
+            let created = xml::read_time(member.find_text(&["CreateDate"]));
+            Some(PolicyVersion { id, is_default: member.is_true(&["IsDefaultVersion"]), created })
         })
     }
 
@@ -230,8 +230,21 @@ impl Caller<'_> {
 
     /// The ids of a user's access keys.
     pub(crate) fn list_access_keys(&self, user: &str) -> Result<Vec<String>, AwsError> {
+        Ok(self.list_keys(user)?.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// The ids of those of a user's access keys that nobody has switched off.
+    pub(crate) fn list_active_access_keys(&self, user: &str) -> Result<Vec<String>, AwsError> {
+        Ok(self.list_keys(user)?.into_iter().filter(|(_, is_active)| *is_active).map(|(id, _)| id).collect())
+    }
+
+    /// A user's access keys, and whether each can be used.
+    fn list_keys(&self, user: &str) -> Result<Vec<(String, bool)>, AwsError> {
         let form = Form::new("ListAccessKeys", &[("UserName", user)]);
-        self.list(&self.iam(), &form, "AccessKeyMetadata", |member| owned(member.find_text(&["AccessKeyId"])))
+        self.list(&self.iam(), &form, "AccessKeyMetadata", |member| {
+            let is_active = member.find_text(&["Status"]) != Some("Inactive");
+            owned(member.find_text(&["AccessKeyId"])).map(|id| (id, is_active))
+        })
     }
 
     /// Deletes an access key.
@@ -262,10 +275,7 @@ mod tests {
         let make = |caller: Caller<'_>| caller.create_user("u", Some("/osb/"), Some("arn:b"), &tags);
         let stub = Stub::start(&[MADE, EXISTS]);
         let user = call(stub.port, 9, make).unwrap().unwrap();
-        assert_eq!(
-            (user.arn.as_str(), user.path.as_str()),
-            ("arn:aws:iam::111122223333:user/osb/u", "/osb/")
-        );
+        assert_eq!(user.arn, "arn:aws:iam::111122223333:user/osb/u");
         assert_eq!(call(stub.port, 9, make), Ok(None));
         let form = "UserName=u&Path=%2Fosb%2F&PermissionsBoundary=arn%3Ab&Tags.member.1.Key=k%2F1\
             &Tags.member.1.Value=&Tags.member.2.Key=k2&Tags.member.2.Value=v%20w";
@@ -298,6 +308,37 @@ mod tests {
         assert_eq!(requests.len(), 2);
         assert!(requests[0].ends_with("UserName=u&Tags.member.1.Key=k&Tags.member.1.Value=v"));
         assert!(requests[1].ends_with("UserName=u&TagKeys.member.1=a&TagKeys.member.2=b"));
+    }
+
+    #[test]
+    fn a_key_that_was_switched_off_is_a_key_but_none_to_use() {
+        const KEYS: Reply = Reply::Answer(
+            200,
+            "<ListAccessKeysResponse><ListAccessKeysResult><AccessKeyMetadata><member><AccessKeyId>A1</AccessKeyId>\
+             <Status>Inactive</Status></member><member><AccessKeyId>A2</AccessKeyId><Status>Active</Status></member>\
+             <member><AccessKeyId>A3</AccessKeyId></member></AccessKeyMetadata></ListAccessKeysResult>\
+             </ListAccessKeysResponse>",
+        );
+        call(Stub::start(&[KEYS]).port, 9, |caller| {
+            assert_eq!(caller.list_access_keys("u").unwrap(), ["A1", "A2", "A3"]);
+            assert_eq!(caller.list_active_access_keys("u").unwrap(), ["A2", "A3"]);
+        });
+    }
+
+    #[test]
+    fn a_policy_s_versions_tell_their_age() {
+        const VERSIONS: Reply = Reply::Answer(
+            200,
+            "<ListPolicyVersionsResponse><ListPolicyVersionsResult><Versions><member><VersionId>v1</VersionId>\
+             <IsDefaultVersion>true</IsDefaultVersion><CreateDate>1970-01-01T01:00:00Z</CreateDate></member>\
+             <member><VersionId>v2</VersionId></member></Versions></ListPolicyVersionsResult>\
+             </ListPolicyVersionsResponse>",
+        );
+        let list = |caller: Caller<'_>| caller.list_policy_versions("arn").unwrap();
+        let versions = call(Stub::start(&[VERSIONS]).port, 9, list);
+        let made = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(3_600);
+        assert_eq!([versions[0].created, versions[1].created], [Some(made), None]);
+        assert!(versions[0].is_default && !versions[1].is_default);
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! Sources: ureq 3, `Config`; what each setting is for stands beside it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
@@ -43,7 +43,7 @@ pub(crate) use endpoints::SettingsError;
 pub(crate) use error::AwsError;
 pub(crate) use iam::AccessKey;
 pub(crate) use policy::{KmsKey, tag_value, tenant_policy, tls_only_bucket_policy};
-pub(crate) use s3::{Bucket, BucketCreation};
+pub(crate) use s3::BucketCreation;
 pub(crate) use s3_objects::{AbortedUpload, ObjectError};
 
 use credentials::Keyring;
@@ -131,6 +131,11 @@ impl Aws {
     /// The partition: the second field of every ARN.
     pub(crate) fn partition(&self) -> &'static str {
         self.endpoints.partition
+    }
+
+    /// The time, by AWS' clock as far as we know it.
+    pub(crate) fn now(&self) -> SystemTime {
+        self.clock.now().into()
     }
 
     /// Whether tenants reach S3 without TLS.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use super::Problem;
 
 /// Flags that take no value unless one is given with `=`.
-const BOOLEAN_FLAGS: [&str; 10] = [
+const BOOLEAN_FLAGS: [&str; 11] = [
     "background-tasks",
     "with-worker",
     "insecure",
@@ -16,6 +16,7 @@ const BOOLEAN_FLAGS: [&str; 10] = [
     "yes",
     "with-objects",
     "younger-than-an-hour",
+    "untagged",
 ];
 
 /// glog's flags: accepted, since existing deployments pass them. Logs always go to stderr.

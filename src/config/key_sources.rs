@@ -17,9 +17,9 @@ pub(crate) struct KeySources {
     /// A role that is assumed with a token from a file.
     pub(crate) web_identity: Option<WebIdentity>,
     /// The shared file of keys.
-    pub(crate) credentials_file: Option<String>,
+    pub(crate) credentials_file: Option<SharedFile>,
     /// The shared file of settings.
-    pub(crate) config_file: Option<String>,
+    pub(crate) config_file: Option<SharedFile>,
     /// The profile in them.
     pub(crate) profile: Option<String>,
     /// Path of the container's credentials at the usual host.
@@ -32,6 +32,15 @@ pub(crate) struct KeySources {
     pub(crate) container_token_file: Option<String>,
     /// Where the metadata of the machine is; `None`: it must not be asked.
     pub(crate) metadata_endpoint: Option<String>,
+}
+
+/// One of AWS' shared files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SharedFile {
+    /// Where it is.
+    pub(crate) path: String,
+    /// Whether somebody chose it, so that it must be there; else it is looked for in the usual place.
+    pub(crate) is_chosen: bool,
 }
 
 /// A role and the token with which it is assumed.
@@ -51,10 +60,13 @@ const METADATA_ENDPOINT: &str = "http://169.254.169.254";
 impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
     /// Where the key may come from. That there is none is no error: files and metadata may come later.
     pub(super) fn key_sources(&mut self) -> KeySources {
-        let below_home = |name: &str| self.optional("HOME").map(|home| format!("{home}/.aws/{name}"));
-        let credentials_file =
-            self.optional("AWS_SHARED_CREDENTIALS_FILE").or_else(|| below_home("credentials"));
-        let config_file = self.optional("AWS_CONFIG_FILE").or_else(|| below_home("config"));
+        let shared_file = |variable, name: &str| {
+            let chosen = self.optional(variable).map(|path| SharedFile { path, is_chosen: true });
+            let usual = || Some(format!("{}/.aws/{name}", self.optional("HOME")?));
+            chosen.or_else(|| usual().map(|path| SharedFile { path, is_chosen: false }))
+        };
+        let credentials_file = shared_file("AWS_SHARED_CREDENTIALS_FILE", "credentials");
+        let config_file = shared_file("AWS_CONFIG_FILE", "config");
         let metadata_endpoint = self.optional("AWS_EC2_METADATA_SERVICE_ENDPOINT");
         let metadata_disabled = self.switch("AWS_EC2_METADATA_DISABLED");
         KeySources {

@@ -15,6 +15,8 @@ pub(crate) struct Errand {
     pub(crate) yes: bool,
     /// Whether what was made just now may be removed too.
     pub(crate) young: bool,
+    /// Whether what does not carry our tag may be removed too.
+    pub(crate) untagged: bool,
 }
 
 /// What `reconcile --help` prints.
@@ -26,11 +28,12 @@ usage: servicebroker reconcile                       report what AWS and the dat
   --yes                     do not ask
   --with-objects            empty buckets too, with all versions and unfinished uploads
   --younger-than-an-hour    remove also what was made less than an hour ago
+  --untagged                remove also what does not carry this broker's tag
   -database-url, -name-prefix, -v and the logging flags as for the broker
 
 Settings are those of the worker. One line for each finding, on standard output.
 Exit code: 0 nothing found, or all removed; 1 findings, or something refused; 2 wrong usage or
-settings; 70 AWS or the database could not be asked.
+settings; 70 AWS or the database could not be asked, or something was not removed to its end.
 ";
 
 impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
@@ -46,15 +49,16 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
         };
         let mut switch = |name| flags.boolean(name, &mut self.problems).unwrap_or(false);
         let (with_objects, yes) = (switch("--with-objects"), switch("--yes"));
-        let young = switch("--younger-than-an-hour");
+        let (young, untagged) = (switch("--younger-than-an-hour"), switch("--untagged"));
         let remove = std::mem::take(&mut flags.words);
         if deletes && remove.is_empty() {
             self.problems.push(Problem::new("--delete", "needs names; it removes nothing in bulk"));
         }
-        if !deletes && (with_objects || yes || young || !remove.is_empty()) {
-            let complaint = "names, --yes, --with-objects and --younger-than-an-hour go with --delete only";
+        if !deletes && (with_objects || yes || young || untagged || !remove.is_empty()) {
+            let complaint =
+                "names, --yes, --with-objects, --younger-than-an-hour and --untagged go with --delete only";
             self.problems.push(Problem::new("reconcile", complaint));
         }
-        Errand { remove, with_objects, yes, young }
+        Errand { remove, with_objects, yes, young, untagged }
     }
 }

@@ -115,8 +115,9 @@ fn the_worker_needs_no_key_and_reads_where_to_find_one() {
     assert!(none.key.is_none() && none.credentials_file.is_none() && none.web_identity.is_none());
     assert_eq!(none.metadata_endpoint.as_deref(), Some("http://169.254.169.254"));
     let home = sources(&[("HOME", "/h"), ("AWS_CONFIG_FILE", "/c"), ("AWS_PROFILE", "p")]);
-    assert_eq!(home.credentials_file.as_deref(), Some("/h/.aws/credentials"));
-    assert_eq!((home.config_file.as_deref(), home.profile.as_deref()), (Some("/c"), Some("p")));
+    let file = |path: &str, is_chosen| Some(SharedFile { path: path.to_owned(), is_chosen });
+    assert_eq!(home.credentials_file, file("/h/.aws/credentials", false));
+    assert_eq!((home.config_file, home.profile.as_deref()), (file("/c", true), Some("p")));
     for (value, asked) in [("TRUE", false), ("true", false), ("false", true)] {
         let sources = sources(&[("AWS_EC2_METADATA_DISABLED", value)]);
         assert_eq!(sources.metadata_endpoint.is_some(), asked, "{value}");
@@ -170,14 +171,16 @@ fn reconcile_has_the_settings_of_a_worker_and_names_to_remove() {
         run(&["-logtostderr", "reconcile", "--delete", "a", "--yes", "b", "--with-objects"]);
     assert_eq!(problems, Vec::<String>::new());
     let remove = vec!["a".to_owned(), "b".to_owned()];
-    assert_eq!(errand, Errand { remove, with_objects: true, yes: true, young: false });
+    assert_eq!(errand, Errand { remove, with_objects: true, yes: true, young: false, untagged: false });
     assert!(run(&["reconcile", "--delete", "a", "--younger-than-an-hour"]).0.young);
+    assert!(run(&["reconcile", "--delete", "a", "--untagged"]).0.untagged);
     for (wrong, setting) in [
         (&["reconcile", "--delete"][..], "--delete"),
         (&["reconcile", "--delete=a"], "--delete"),
         (&["reconcile", "a"], "reconcile"),
         (&["reconcile", "--yes"], "reconcile"),
         (&["reconcile", "--with-objects"], "reconcile"),
+        (&["reconcile", "--untagged"], "reconcile"),
         (&["reconcile", "--all"], "--all"),
         (&["reconcile", "-port=80"], "-port"),
     ] {

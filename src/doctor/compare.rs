@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::steps;
+use crate::steps::{self, Form};
 
 /// What bears a name in AWS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +46,15 @@ pub(super) enum Mark {
 }
 
 impl Mark {
+    /// The word in a line.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Mark::Ours => "ours",
+            Mark::Others => "another's",
+            Mark::Nobodys => "none",
+        }
+    }
+
     /// What the tags say to a broker of that id.
     pub(super) fn of(tags: &[(String, String)], broker: &str) -> Mark {
         match tags.iter().find(|(key, _)| key == steps::BROKER_TAG) {
@@ -101,7 +110,7 @@ pub(super) struct Books {
 /// What one side has and the other has not.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Finding {
-    /// In AWS, with our tag, and not in the database.
+    /// In AWS, with our tag, and not in the database. The name is the one that can be removed, also of a policy.
     Orphan(Kind, String),
     /// The same without a tag, under a name of the old broker's form.
     Untagged(Kind, String),
@@ -109,17 +118,30 @@ pub(super) enum Finding {
     Missing(&'static str, Usable),
 }
 
+impl Finding {
+    /// Whether AWS lacks something: its lists may only be late.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Finding::Missing(..))
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Finding::Orphan(kind, name) => {
-                write!(f, "not in the database: kind={} name={name} tag=ours", kind.as_str())
+                write!(
+                    f,
+                    "not in the database: kind={} name={name} tag={}",
+                    kind.as_str(),
+                    Mark::Ours.as_str()
+                )
             }
             Finding::Untagged(kind, name) => write!(
                 f,
-                "not in the database: kind={} name={name} tag=none \
+                "not in the database: kind={} name={name} tag={} \
                  hint=\"may belong to the old broker or to another installation\"",
-                kind.as_str()
+                kind.as_str(),
+                Mark::Nobodys.as_str()
             ),
             Finding::Missing(kind, Usable { id, name, key }) => {
                 write!(f, "not in AWS: kind={kind} name={name} instance={id:?}")?;
@@ -143,44 +165,20 @@ pub(super) struct Report {
     pub(super) unmarked: usize,
 }
 
-/// Who gives names of a form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    /// The old broker: eight digits.
-    Old,
-    /// This one: sixteen.
-    New,
-}
-
-impl Form {
-    /// Reads `<prefix>-u`, 8 or 16 hexadecimal digits and perhaps `-` and 8 more; `None`: not a
-    /// name of a broker with this prefix.
-    pub(super) fn of(name: &str, prefix: &str) -> Option<Form> {
-        let is_hex = |text: &str, length: usize| {
-            text.len() == length && text.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
-        };
-        let rest = name.strip_prefix(prefix)?.strip_prefix("-u")?;
-        let digits = match rest.split_once('-') {
-            Some((digits, more)) => Some(digits).filter(|_| is_hex(more, 8))?,
-            None => rest,
-        };
-        match digits.len() {
-            8 if is_hex(digits, 8) => Some(Form::Old),
-            16 if is_hex(digits, 16) => Some(Form::New),
-            _ => None,
-        }
-    }
-}
-
 impl Thing {
     /// The name by which the database would know it, and its form.
     pub(super) fn known_as(&self, prefix: &str) -> Option<(&str, Form)> {
         let name = match self.kind {
             Kind::Bucket | Kind::User => self.name.as_str(),
-            Kind::Policy => self.name.strip_suffix("policy").filter(|it| steps::is_old_name(it))?,
+            Kind::Policy => self.name.strip_suffix("policy")?,
         };
-        Some((name, Form::of(name, prefix)?))
+        form_of(name, prefix).filter(|it| self.kind != Kind::Policy || *it == Form::Old).map(|it| (name, it))
     }
+}
+
+/// The form of a name; `None`: not one that a broker with this prefix gives.
+pub(super) fn form_of(name: &str, prefix: &str) -> Option<Form> {
+    Form::read(name).filter(|(of, _)| *of == prefix).map(|(_, form)| form)
 }
 
 /// Compares what AWS held with what the database said before and after.
@@ -193,7 +191,7 @@ pub(super) fn compare(prefix: &str, held: &Held, before: &Books, after: &Books) 
         if before.names.contains(name) || after.names.contains(name) {
             continue;
         }
-        let (kind, name) = (thing.kind, thing.name.clone());
+        let (kind, name) = (thing.kind, name.to_owned());
         match (thing.mark, form) {
             (Mark::Ours, _) => report.findings.push(Finding::Orphan(kind, name)),
             (Mark::Nobodys, Form::Old) => report.findings.push(Finding::Untagged(kind, name)),
@@ -245,32 +243,6 @@ mod tests {
     }
 
     #[test]
-    fn only_names_that_a_broker_with_this_prefix_gives_have_a_form() {
-        for (name, prefix, form) in [
-            (NEW, "tst", Some(Form::New)),
-            (OLD, "tst", Some(Form::Old)),
-            ("tst-u4b36b824-89abcdef", "tst", Some(Form::Old)),
-            ("tst-u0123456789abcdef-89abcdef", "tst", Some(Form::New)),
-            ("a-u-u4b36b824", "a-u", Some(Form::Old)),
-            ("a-u-u4b36b824", "a", None),
-            ("tst2-u4b36b824", "tst", None),
-            ("tst-u4b36b82", "tst", None),
-            ("tst-u4b36b8245", "tst", None),
-            ("tst-u0123456789ABCDEF", "tst", None),
-            ("tst-u4b36b82x", "tst", None),
-            ("tst-u4b36b824-", "tst", None),
-            ("tst-u4b36b824-89abcdef-89abcdef", "tst", None),
-            ("tst-u4b36b824policy", "tst", None),
-            ("tst-uä36b824", "tst", None),
-            ("tst-u", "tst", None),
-            ("tst", "tst", None),
-            ("", "", None),
-        ] {
-            assert_eq!(Form::of(name, prefix), form, "{name} {prefix}");
-        }
-    }
-
-    #[test]
     fn tags_tell_whose_it_is() {
         let tag = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         for (tags, mark) in [
@@ -296,12 +268,13 @@ mod tests {
             ("another name is no help", Kind::User, NEW, Mark::Ours, &[OLD], &[OLD], "name=tst-u0123456789abcdef tag=ours", 0, 0),
             ("old, untagged", Kind::Bucket, OLD, Mark::Nobodys, &[], &[], "tag=none hint=", 0, 0),
             ("old, untagged, named", Kind::Bucket, OLD, Mark::Nobodys, &[OLD], &[OLD], "", 0, 0),
-            ("old policy", Kind::Policy, policy, Mark::Nobodys, &[], &[], "kind=policy name=tst-u4b36b824policy tag=none", 0, 0),
+            ("old policy", Kind::Policy, policy, Mark::Nobodys, &[], &[], "kind=policy name=tst-u4b36b824 tag=none", 0, 0),
             ("policy of a row", Kind::Policy, policy, Mark::Nobodys, &[OLD], &[OLD], "", 0, 0),
             ("no policy of a broker", Kind::Policy, "tst-u0123456789abcdefpolicy", Mark::Nobodys, &[], &[], "", 0, 0),
             ("new, untagged", Kind::User, NEW, Mark::Nobodys, &[], &[], "", 0, 1),
             ("another's", Kind::User, NEW, Mark::Others, &[], &[], "", 1, 0),
             ("another's, old", Kind::Bucket, OLD, Mark::Others, &[], &[], "", 1, 0),
+            ("another prefix", Kind::Bucket, "tst2-u4b36b824", Mark::Ours, &[], &[], "", 0, 0),
             ("no name of ours", Kind::Bucket, "tst-uploads", Mark::Ours, &[], &[], "", 0, 0),
         ];
         for (what, kind, name, mark, before, after, found, others, unmarked) in cases {

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Ending, Notes, StepError, Work};
+use super::{Ending, Form, Notes, StepError, Work};
 use crate::aws::{AbortedUpload, AwsError, Caller, ObjectError};
 
 /// How long one run may empty a bucket before others get their turn.
@@ -83,7 +83,7 @@ impl<'a> Removal<'a> {
     /// The old broker made a policy `<name>policy` for each instance. Its ARN is computed, so that it
     /// is found also by a run that comes after it was detached.
     pub(crate) fn old_policy(&self, name: &str) -> Result<Option<String>, StepError> {
-        if !is_old_name(name) {
+        if Form::read(name).is_none_or(|(_, form)| form != Form::Old) {
             return Ok(None);
         }
         let account = match self.account {
@@ -137,12 +137,6 @@ impl<'a> Removal<'a> {
     }
 }
 
-/// Whether the old broker made the name: it took eight digits where we take sixteen.
-pub(crate) fn is_old_name(name: &str) -> bool {
-    let digits = name.rsplit_once("-u").map_or("", |(_, digits)| digits);
-    digits.len() == 8 && digits.bytes().all(|it| it.is_ascii_hexdigit())
-}
-
 /// Aborts unfinished uploads; false when there is no such bucket.
 fn remove_uploads(caller: &Caller<'_>, bucket: &str) -> Result<bool, AwsError> {
     for _ in 0..UPLOAD_PAGES_MAX {
@@ -179,18 +173,6 @@ fn stuck(errors: &[ObjectError]) -> StepError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_names_of_the_old_broker_have_a_managed_policy() {
-        for (name, old) in [
-            ("tst-u4b36b824", true),
-            ("a-u-u4b36b824", true),
-            ("tst-u0123456789abcdef", false),
-            ("tst-u4b36b82x", false),
-        ] {
-            assert_eq!(is_old_name(name), old, "{name}");
-        }
-    }
 
     #[test]
     fn what_cannot_be_deleted_is_named() {

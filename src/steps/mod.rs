@@ -10,6 +10,7 @@
 //! - Every write to the database is made while the claim is held.
 
 mod delete;
+mod form;
 mod keys;
 mod plan;
 mod provision;
@@ -25,7 +26,8 @@ use crate::aws::{Aws, AwsError, Caller, Permit};
 use crate::random;
 use crate::store::{Claim, Instance, NewTask, Store, StoreError, TaskKind, Transaction, Whereabouts};
 
-pub(crate) use delete::{Removal, is_old_name};
+pub(crate) use delete::Removal;
+pub(crate) use form::Form;
 
 /// The tag by which the buckets and users of this broker are known; its value is the broker's id.
 pub(crate) const BROKER_TAG: &str = "servicebroker";

@@ -189,10 +189,11 @@ const RENAME: &str = "
 /// `$2` region, `$3` location, `$4` endpoint.
 const MARK_AVAILABLE: &str = "
     update resources set status = 'available', region = $2, location = $3, s3_endpoint = $4 where id = $1";
-/// Names of buckets whose place the old broker never wrote down.
+/// Names of buckets whose place the old broker never wrote down. The status counts as [`InstanceStatus::parse`] reads it.
 const FIND_UNPLACED: &str = "
     select id, name from resources
-    where region is null and not deleted and username is not null and status = 'available'
+    where region is null and not deleted and username is not null
+        and status not in ('provisioning', 'deprovisioning', 'failed')
     order by id";
 /// `$2` region, `$3` location, `$4` endpoint, where they are not known yet.
 const PLACE: &str = "

@@ -3,6 +3,7 @@
 //! Not here: the comparison (`doctor`).
 
 use postgres::Row;
+use postgres::types::Type;
 
 use super::instances::InstanceStatus;
 use super::{StoreError, Transaction};
@@ -30,6 +31,15 @@ const FIND_NAMED: &str = "
         on t.resource = i.id and not t.deleted and t.status in ('pending', 'started')
     where not i.deleted or t.task is not null
     group by i.id order by i.id";
+/// Whether such a row names `$1`, or a task that has not ended has it among its notes.
+const IS_NAMED: &str = "
+    select exists (
+        select from resources i where i.name = $1 and (not i.deleted or exists (
+            select from tasks t
+            where t.resource = i.id and not t.deleted and t.status in ('pending', 'started'))))
+    or exists (
+        select from tasks t
+        where not t.deleted and t.status in ('pending', 'started') and strpos(t.metadata, $1) > 0) as named";
 /// The one row of `broker`.
 const FIND_BROKER: &str = "select id::text from broker";
 
@@ -37,6 +47,11 @@ impl Transaction<'_> {
     /// All rows that name something in AWS.
     pub(crate) fn named(&mut self) -> Result<Vec<Named>, StoreError> {
         self.query(FIND_NAMED, &[])?.iter().map(Named::read).collect()
+    }
+
+    /// Whether the database names this. One name may stand within another: then it is taken for named.
+    pub(crate) fn is_named(&mut self, name: &str) -> Result<bool, StoreError> {
+        Ok(self.query_one(IS_NAMED, &[(&name, Type::TEXT)])?.try_get("named")?)
     }
 
     /// The id that this broker writes on what it makes.

@@ -150,11 +150,17 @@ const HOLD_CLAIM: &str = "
 const LOOK_AT_CLAIM: &str = "
     select cancel from tasks
     where task = $1::uuid and worker = $2 and started = $3 and status = 'started' and not deleted";
-/// `$2` the lease in seconds, `$3` and `$4` the fence.
+/// `$1` the lease in seconds, `$2` to `$4` the fences. A row that is being written at this moment is left out: it must
+/// not hold up the others.
 const RENEW: &str = "
-    update tasks set lease_until = clock_timestamp() + make_interval(secs => $2)
-    where task = $1::uuid and worker = $3 and started = $4 and status = 'started' and not deleted
-    returning cancel";
+    update tasks set lease_until = clock_timestamp() + make_interval(secs => $1)
+    where task in (
+        select t.task from tasks t
+        join unnest($2::text[], $3::text[], $4::timestamptz[]) held (task, worker, started)
+            on t.task = held.task::uuid and t.worker = held.worker and t.started = held.started
+        where t.status = 'started' and not t.deleted
+        for no key update of t skip locked)
+    returning task::text, cancel";
 
 /// `$5` is the delay in seconds.
 const ENQUEUE: &str = "
@@ -265,13 +271,24 @@ impl Store {
         })
     }
 
-    /// Prolongs the lease. Touches nothing else.
-    pub(crate) fn renew_lease(&self, claim: &Claim, lease: Duration) -> Result<LeaseState, StoreError> {
-        let (claim, lease_s) = (claim.clone(), lease.as_secs_f64());
+    /// Prolongs the leases of claims, and touches nothing else. Gives the tasks whose lease was prolonged.
+    pub(crate) fn renew_leases(
+        &self,
+        claims: Vec<Claim>,
+        lease: Duration,
+    ) -> Result<Vec<(String, LeaseState)>, StoreError> {
         self.transaction(move |tx| {
-            let [task, worker, claimed_at] = claim.fence();
-            let row = tx.query_opt(RENEW, &[task, (&lease_s, Type::FLOAT8), worker, claimed_at])?;
-            LeaseState::read(&row.ok_or(StoreError::LeaseLost)?)
+            let tasks: Vec<&str> = claims.iter().map(|it| it.task.as_str()).collect();
+            let workers: Vec<&str> = claims.iter().map(|it| it.worker.as_str()).collect();
+            let claimed_at: Vec<SystemTime> = claims.iter().map(|it| it.claimed_at).collect();
+            let parameters: [super::Parameter<'_>; 4] = [
+                (&lease.as_secs_f64(), Type::FLOAT8),
+                (&tasks, Type::TEXT_ARRAY),
+                (&workers, Type::TEXT_ARRAY),
+                (&claimed_at, Type::TIMESTAMPTZ_ARRAY),
+            ];
+            let rows = tx.query(RENEW, &parameters)?;
+            rows.iter().map(|row| Ok((row.try_get("task")?, LeaseState::read(row)?))).collect()
         })
     }
 

@@ -98,19 +98,39 @@ impl Lease {
         false
     }
 
-    /// Prolongs the lease, unless the task has stopped making progress.
-    pub(super) fn renew(&self, lease: Duration) {
-        if self.is_over() || self.clock().progressed.elapsed() > PROGRESS_TIMEOUT {
-            return;
-        }
-        let asked = Instant::now();
-        if self.note(self.store.renew_lease(&self.claim, lease)) {
-            self.clock().ends = asked + lease;
-        }
+    /// Whether it is to be prolonged: not once the task has stopped making progress.
+    fn is_alive(&self) -> bool {
+        !self.is_over() && self.clock().progressed.elapsed() <= PROGRESS_TIMEOUT
     }
 
     /// The moments. A panic elsewhere cannot leave them half changed.
     fn clock(&self) -> MutexGuard<'_, Clock> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Prolongs all these leases that are alive, in one statement: one after the other, the last would run out while a slow
+/// database keeps the first ones waiting.
+pub(super) fn renew(store: &Store, held: &[Arc<Lease>], lease: Duration) {
+    let alive: Vec<&Arc<Lease>> = held.iter().filter(|it| it.is_alive()).collect();
+    if alive.is_empty() {
+        return;
+    }
+    let claims = alive.iter().map(|it| it.claim.clone()).collect();
+    let asked = Instant::now();
+    let renewed = match store.renew_leases(claims, lease) {
+        Ok(renewed) => renewed,
+        Err(err) => return log::warn!("leases not renewed: tasks={} cause={err}", alive.len()),
+    };
+    for held in alive {
+        match renewed.iter().find(|(task, _)| *task == held.claim.task) {
+            Some((_, state)) => {
+                if held.note(Ok(*state)) {
+                    held.clock().ends = asked + lease;
+                }
+            }
+            // Somebody else has it, or writes its row at this moment.
+            None => drop(held.note(store.look_at_claim(&held.claim))),
+        }
     }
 }

@@ -6,16 +6,52 @@ use std::time::Duration;
 use super::{POLL_INTERVAL, Shop};
 use crate::steps;
 
-/// How often old instances whose bucket AWS did not show are asked for again.
-const PLACE_INTERVAL: Duration = Duration::from_secs(60);
+/// The pauses in which AWS is asked who we are until it answers: the first, and the longest.
+const INTRODUCE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+/// The same for buckets of old instances that AWS did not show.
+const PLACE_PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
 /// How often old tasks are looked for.
 const PURGE_INTERVAL: Duration = Duration::from_secs(3_600);
 
+/// Pauses that double up to a limit.
+struct Pauses {
+    /// The next one.
+    next: Duration,
+    /// The longest.
+    longest: Duration,
+}
+
+impl Pauses {
+    /// From the first up to the longest.
+    fn new((first, longest): (Duration, Duration)) -> Pauses {
+        Pauses { next: first, longest }
+    }
+
+    /// The next one.
+    fn take(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.longest);
+        pause
+    }
+}
+
 impl Shop {
-    /// Says who we are to AWS: wrong keys show at the start, not with the first customer.
+    /// Says who we are to AWS: wrong keys show before the first customer. Asks until there is an answer.
     pub(super) fn introduce(&self) {
+        let mut pauses = Pauses::new(INTRODUCE_PAUSES);
+        while !self.stop.is_set() && !self.is_introduced() {
+            self.stop.wait(pauses.take());
+        }
+    }
+
+    /// Asks once who we are; whether AWS has said it.
+    fn is_introduced(&self) -> bool {
         let caller = self.aws.caller(self.stop.as_ref());
         match (caller.get_caller_identity(), &self.settings.account_id) {
+            (Err(err), _) => {
+                log::warn!("not known to AWS, tasks will wait: cause={err}");
+                return false;
+            }
             (Ok(us), Some(wanted)) if us.account != *wanted => {
                 log::error!(
                     "AWS_ACCOUNT_ID is {wanted}, but the keys are of another account: arn={}",
@@ -23,26 +59,30 @@ impl Shop {
                 );
             }
             (Ok(us), _) => log::info!("known to AWS: arn={}", us.arn),
-            (Err(err), _) => log::warn!("not known to AWS, tasks will wait: cause={err}"),
         }
+        true
     }
 
     /// Asks AWS where the buckets of the old broker are, and writes it down, until all are known.
     pub(super) fn place_old_instances(&self) {
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
+        let mut pauses = Pauses::new(PLACE_PAUSES);
         while !self.stop.is_set() {
             match self.store.transaction(|tx| tx.unplaced_instances()) {
                 Ok(unplaced) if unplaced.is_empty() => return,
                 Ok(unplaced) => self.place_instances(unplaced),
                 Err(err) => log::warn!("old instances not looked at: cause={err}"),
             }
-            self.stop.wait(PLACE_INTERVAL);
+            self.stop.wait(pauses.take());
         }
     }
 
     /// Asks for each of these once.
     fn place_instances(&self, unplaced: Vec<(String, String)>) {
         for (id, bucket) in unplaced {
+            if self.stop.is_set() {
+                return;
+            }
             let caller = self.aws.caller(self.stop.as_ref());
             let written = steps::find_bucket(&caller, &self.aws, &bucket).map(|place| {
                 let id = id.clone();
@@ -56,9 +96,18 @@ impl Shop {
         }
     }
 
-    /// Takes old tasks out of sight, now and every hour.
+    /// Looks for tasks of others and takes old tasks out of sight, now and every hour.
     pub(super) fn keep_house(&self) {
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
+        while !self.stop.is_set() {
+            self.look_for_others();
+            self.purge();
+            self.stop.wait(PURGE_INTERVAL);
+        }
+    }
+
+    /// Warns when the old broker's worker is at work.
+    fn look_for_others(&self) {
         match self.store.tasks_of_others() {
             Ok(0) => {}
             Ok(taken) => log::warn!(
@@ -66,13 +115,28 @@ impl Shop {
             ),
             Err(err) => log::warn!("tasks not looked at: cause={err}"),
         }
+    }
+
+    /// Takes old tasks out of sight, slice by slice.
+    fn purge(&self) {
         while !self.stop.is_set() {
             match self.store.purge_tasks() {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(err) => log::warn!("old tasks not put away: cause={err}"),
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(err) => return log::warn!("old tasks not put away: cause={err}"),
             }
-            self.stop.wait(PURGE_INTERVAL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let mut pauses = Pauses::new(PLACE_PAUSES);
+        let taken: Vec<u64> = (0..8).map(|_| pauses.take().as_secs()).collect();
+        assert_eq!(taken, [60, 120, 240, 480, 960, 1_920, 3_600, 3_600]);
     }
 }

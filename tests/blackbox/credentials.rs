@@ -103,6 +103,19 @@ fn a_worker_without_a_key_says_so_and_waits_until_there_is_one() {
 }
 
 #[test]
+fn whose_key_it_is_is_asked_until_aws_has_said_it() {
+    let (home, setup) = (home(), Setup::new());
+    let (file, away) = (home.0.join(".aws/credentials"), home.0.join("away"));
+    std::fs::rename(&file, &away).unwrap();
+    let mut command = without_key(&setup);
+    command.env("HOME", &home.0).env("AWS_PROFILE", "broker").env("AWS_ACCOUNT_ID", "999999999999");
+    let worker = Broker::start(&mut command);
+    worker.wait_for_log("not known to AWS, tasks will wait: cause=no credentials");
+    std::fs::rename(&away, &file).unwrap();
+    worker.wait_for_log("AWS_ACCOUNT_ID is 999999999999, but the keys are of another account");
+}
+
+#[test]
 fn a_worker_on_a_machine_with_a_role_uses_its_key() {
     if checks_permissions() {
         return; // that emulator wants to have made each session token itself

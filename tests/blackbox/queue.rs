@@ -317,3 +317,34 @@ fn tasks_of_a_month_ago_go_but_what_last_operation_is_answered_from() {
     eventually("old ones go", PATIENCE, || (database.text(kept)? == expected).then_some(()));
     worker.wait_for_log("another broker's worker has taken tasks");
 }
+
+#[test]
+fn a_row_that_somebody_holds_costs_no_other_task_its_lease() {
+    let relay = relay();
+    relay.slow_down(Duration::from_millis(450));
+    let setup = Setup::new()
+        .with("WAIT_SECONDS", "0")
+        .with("WORKER_THREADS", "6")
+        .with("LEASE_SECONDS", &LEASE.as_secs().to_string())
+        .through(&relay);
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    let instances = ["held-1", "held-2", "held-3", "held-4", "free"];
+    for instance in instances {
+        assert_eq!(api.provision(instance, SHIELD_VERSIONED).status, 202);
+    }
+    let running = "select 'all' from tasks where status = 'started' having count(*) = 5";
+    eventually("all run", PATIENCE, || setup.database.text(running));
+    let mut holder = setup.database.connect();
+    let mut transaction = holder.transaction().unwrap();
+    transaction.execute("select 1 from tasks where resource like 'held-%' for update", &[]).unwrap();
+    api.wait_for_state("free", "succeeded");
+    let claims = "select retries::text from tasks where resource = 'free' and action = 'provision'";
+    assert_eq!(setup.database.text(claims).as_deref(), Some("1"));
+    transaction.rollback().unwrap();
+    relay.calm_down();
+    for instance in instances {
+        api.wait_for_state(instance, "succeeded");
+        api.remove(instance, SHIELD_VERSIONED);
+    }
+    setup.check_nothing_left();
+}

@@ -122,8 +122,19 @@ fn a_worker_completes_the_instances_of_the_old_broker() {
     let region = setting("TEST_AWS_REGION");
     let place = format!("LocationConstraint={region}");
     admin(&["s3api", "create-bucket", "--bucket", bucket, "--create-bucket-configuration", &place]);
+    // A status that nobody knows counts as available where there is a key.
+    let odd = format!("{}-odd", unique());
+    admin(&["s3api", "create-bucket", "--bucket", &odd, "--create-bucket-configuration", &place]);
+    let row = format!(
+        "insert into resources (id, name, plan, status, username, password, claimed)
+         values ('odd', '{odd}', '{BASIC}', 'upgrading', 'AKIAODD', 's', true)"
+    );
+    setup.database.connect().batch_execute(&row).unwrap();
     let (api, worker) = (setup.api(&[]), setup.worker());
-    worker.wait_for_log("old instance completed: ");
+    worker.wait_for_log("old instance completed: instance=\"22222222-");
+    worker.wait_for_log("old instance completed: instance=\"odd\"");
+    assert_eq!(api.get("/v2/service_instances/odd/service_bindings/app-space").status, 200);
+    admin(&["s3api", "delete-bucket", "--bucket", &odd]);
     let path = "/v2/service_instances/22222222-bbbb-4bbb-8bbb-000000000001/service_bindings/app-space";
     let credentials = &api.get(path).json["credentials"];
     assert_eq!((&credentials["S3_BUCKET"], &credentials["S3_REGION"]), (&bucket.into(), &region.into()));

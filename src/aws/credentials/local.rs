@@ -17,13 +17,15 @@ use ureq::http::{Request, request};
 use url::{Host, Url};
 
 use super::super::send::describe_transport;
-use super::super::{Caller, SettingsError, sigv4};
+use super::super::{Caller, SettingsError, endpoints, sigv4};
 use super::{Credentials, KeySources, Secret, read_file};
 
 /// Where ECS gives credentials.
 const ECS_ENDPOINT: &str = "http://169.254.170.2";
 /// Hosts to which a container's request may go without TLS, beside loopback addresses.
 const CONTAINER_HOSTS: [&str; 3] = ["169.254.170.2", "169.254.170.23", "fd00:ec2::23"];
+/// The same for requests to the metadata.
+const METADATA_HOSTS: [&str; 2] = ["169.254.169.254", "fd00:ec2::254"];
 /// How long the container's endpoint may take.
 const CONTAINER_LIMIT: Duration = Duration::from_secs(2);
 /// How long each request to the metadata may take: where there are none, nobody answers.
@@ -45,7 +47,7 @@ pub(super) fn choose_container(sources: &KeySources) -> Result<Option<Url>, Sett
     };
     let fault = |fault| SettingsError::Url { variable, fault };
     let url = Url::parse(&text).map_err(|_| fault("not a URL"))?;
-    if url.scheme() == "https" || (url.scheme() == "http" && is_near(&url)) {
+    if url.scheme() == "https" || (url.scheme() == "http" && is_near(&url, &CONTAINER_HOSTS)) {
         return Ok(Some(url));
     }
     Err(fault("must be https, or http to this machine or to the container's own service"))
@@ -70,15 +72,28 @@ pub(super) fn ask_container(
     read_document(what, &fetch(what, caller, request, (), CONTAINER_LIMIT, deadline)?)
 }
 
-/// Whether a URL leads to this machine or to one of the addresses that AWS names.
-fn is_near(url: &Url) -> bool {
+/// The metadata's endpoint, without a slash at its end.
+pub(super) fn check_metadata(text: &str) -> Result<String, SettingsError> {
+    let variable = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
+    let base = endpoints::custom(variable, text, "")?.base;
+    match Url::parse(&base) {
+        Ok(url) if url.scheme() == "https" || is_near(&url, &METADATA_HOSTS) => Ok(base),
+        _ => {
+            let fault = "must be https, or http to this machine or to the metadata's own address";
+            Err(SettingsError::Url { variable, fault })
+        }
+    }
+}
+
+/// Whether a URL leads to this machine or to one of these addresses.
+fn is_near(url: &Url, hosts: &[&str]) -> bool {
     let address = match url.host() {
         Some(Host::Domain(name)) => return name == "localhost",
         Some(Host::Ipv4(address)) => IpAddr::V4(address),
         Some(Host::Ipv6(address)) => IpAddr::V6(address),
         None => return false,
     };
-    address.is_loopback() || CONTAINER_HOSTS.contains(&address.to_string().as_str())
+    address.is_loopback() || hosts.contains(&address.to_string().as_str())
 }
 
 /// Asks the machine's metadata for the key of its role.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use super::super::stub::{self, Calls, Reply, Stub};
 use super::super::{Aws, Permit};
 use super::*;
-use crate::config::WebIdentity;
+use crate::config::{SharedFile, WebIdentity};
 
 const LOCATION: &str = "<LocationConstraint>EU</LocationConstraint>";
 const GOOD: Reply = Reply::Answer(200, LOCATION);
@@ -15,7 +15,7 @@ const TOKEN: Reply = Reply::Answer(200, "planted-session");
 const ROLE: Reply = Reply::Answer(200, "role one\n");
 
 /// Allows everything.
-struct Always;
+pub(super) struct Always;
 
 impl Permit for Always {
     fn may_call(&self, _operation: &'static str) -> bool {
@@ -24,7 +24,7 @@ impl Permit for Always {
 }
 
 /// A script that lives as long as the tests.
-fn script(replies: Vec<Reply>) -> &'static [Reply] {
+pub(super) fn script(replies: Vec<Reply>) -> &'static [Reply] {
     replies.leak()
 }
 
@@ -51,23 +51,23 @@ fn with_metadata(aws: &Stub, metadata: &Stub) -> Aws {
 }
 
 /// Makes the next need look again at once.
-fn forget_the_last_look(aws: &Aws) {
+pub(super) fn forget_the_last_look(aws: &Aws) {
     aws.keyring.state().looked_at = None;
 }
 
 /// The key ids in the signatures of S3 requests, in order.
-fn signers(stub: &Stub) -> Vec<String> {
+pub(super) fn signers(stub: &Stub) -> Vec<String> {
     let requests = stub.requests();
     let ids = requests.iter().filter_map(|it| it.split("X-Amz-Credential=").nth(1)?.split('%').next());
     ids.map(str::to_owned).collect()
 }
 
 /// A file of the test's own, removed at the end.
-struct File(PathBuf);
+pub(super) struct File(PathBuf);
 
 impl File {
     /// Makes one that holds `text`.
-    fn new(text: &str) -> File {
+    pub(super) fn new(text: &str) -> File {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("servicebroker-{}-{}", std::process::id(), COUNT.fetch_add(1, SeqCst));
         let file = File(std::env::temp_dir().join(name));
@@ -81,7 +81,7 @@ impl File {
     }
 
     /// Where it is.
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         self.0.to_str().unwrap().to_owned()
     }
 }
@@ -90,6 +90,11 @@ impl Drop for File {
     fn drop(&mut self) {
         std::fs::remove_file(&self.0).unwrap_or_default();
     }
+}
+
+/// A file that is where such files are, or one that somebody chose.
+pub(super) fn shared(path: String, is_chosen: bool) -> Option<SharedFile> {
+    Some(SharedFile { path, is_chosen })
 }
 
 #[test]
@@ -360,96 +365,30 @@ fn a_containers_token_goes_only_where_aws_says() {
     let metadata_endpoint = Some("ftp://x".to_owned());
     let error = Keyring::new(KeySources { metadata_endpoint, ..KeySources::default() }).err().unwrap();
     assert_eq!(error.variable(), "AWS_EC2_METADATA_SERVICE_ENDPOINT");
-}
-
-/// Looks at shared files only; nobody is asked.
-fn in_files(credentials: &str, config: &str, profile: Option<&str>) -> Result<Option<String>, String> {
-    let (credentials, config) = (File::new(credentials), File::new(config));
-    let sources = KeySources {
-        credentials_file: Some(credentials.path()),
-        config_file: Some(config.path()),
-        profile: profile.map(str::to_owned),
-        ..KeySources::default()
-    };
-    profile::find(&sources).map(|key| {
-        key.map(|it| {
-            let token = it.session_token.as_ref().map_or("", |it| it.expose());
-            format!("{} {} {token}", it.access_key_id, it.secret_access_key.expose())
-        })
-    })
-}
-
-/// The two files, the profile, and the key or the complaint.
-type FilesCase =
-    (&'static str, &'static str, Option<&'static str>, Result<Option<&'static str>, &'static str>);
-
-#[test]
-fn profiles_are_read_as_aws_reads_them() {
-    let plain = "# c\n[default]\nAWS_ACCESS_KEY_ID = A1\naws_secret_access_key=s=1\n\n[two]\n\
-        aws_access_key_id=A2\r\naws_secret_access_key= s2 \r\naws_session_token=t2==\n";
-    let nested = "[default]\nregion = x\ns3 =\n  aws_access_key_id = no\nendpoint_url = y\n\n[profile two]\n\
-        aws_access_key_id=A3\naws_secret_access_key=s3\n[services two]\naws_access_key_id=no\n";
-    let quoted = "[profile \"two words\"]\naws_access_key_id=A4\naws_secret_access_key=s4\n[two]\naws_access_key_id=no";
-    let cases: [FilesCase; 17] = [
-        (plain, "", None, Ok(Some("A1 s=1 "))),
-        (plain, "", Some("two"), Ok(Some("A2 s2 t2=="))),
-        (plain, nested, Some("two"), Ok(Some("A2 s2 t2=="))),
-        ("", nested, Some("two"), Ok(Some("A3 s3 "))),
-        ("", nested, None, Ok(None)),
-        ("", quoted, Some("two words"), Ok(Some("A4 s4 "))),
-        ("", quoted, Some("two"), Err("the shared files have no profile \"two\"")),
-        ("", "", None, Ok(None)),
-        (
-            "[default]\naws_access_key_id=A",
-            nested,
-            None,
-            Err("profile \"default\" lacks aws_secret_access_key"),
-        ),
-        (
-            "[default]\naws_secret_access_key=hush",
-            "",
-            None,
-            Err("profile \"default\" lacks aws_access_key_id"),
-        ),
-        ("", "[default]\nsso_session = x", None, Err("profile \"default\": sso_session is not supported")),
-        (
-            "",
-            "[default]\nsso_start_url = x",
-            None,
-            Err("profile \"default\": sso_start_url is not supported"),
-        ),
-        (
-            "",
-            "[profile p]\ncredential_process = x",
-            Some("p"),
-            Err("profile \"p\": credential_process is not supported"),
-        ),
-        (plain, "[default]\nsso_session = x", None, Err("profile \"default\": sso_session is not supported")),
-        (plain, "[default]\nrole_arn = r", None, Err("profile \"default\": role_arn is not supported")),
-        (
-            "",
-            "[default]\nrole_arn = r\nsource_profile = x",
-            None,
-            Err("profile \"default\": role_arn is not supported"),
-        ),
-        (plain, "", Some("three"), Err("the shared files have no profile \"three\"")),
-    ];
-    for (credentials, config, profile, expected) in cases {
-        let found = in_files(credentials, config, profile);
-        let expected = expected.map(|it| it.map(str::to_owned)).map_err(str::to_owned);
-        assert_eq!(found, expected, "{credentials}\n---\n{config}\n--- {profile:?}");
+    for (url, good) in [
+        ("http://169.254.169.254", true),
+        ("http://[fd00:ec2::254]/", true),
+        ("http://127.0.0.1:1/", true),
+        ("http://localhost:1", true),
+        ("https://anybody.test/x", true),
+        ("http://169.254.170.2", false),
+        ("http://anybody.test", false),
+        ("http://169.254.169.254.evil.test", false),
+    ] {
+        let sources = KeySources { metadata_endpoint: Some(url.to_owned()), ..KeySources::default() };
+        assert_eq!(Keyring::new(sources).is_ok(), good, "{url}");
     }
 }
 
 #[test]
 fn files_are_read_again_when_aws_refuses_what_they_held() {
     let s3 = Stub::start(&[EXPIRED, GOOD]);
-    let shared = File::new("[default]\naws_access_key_id=AKIA1\naws_secret_access_key=s");
-    let sources = KeySources { credentials_file: Some(shared.path()), ..KeySources::default() };
+    let file = File::new("[default]\naws_access_key_id=AKIA1\naws_secret_access_key=s");
+    let sources = KeySources { credentials_file: shared(file.path(), true), ..KeySources::default() };
     let aws = stub::aws(Duration::from_secs(1), s3.port, sources);
     let permit = Calls(AtomicUsize::new(9));
     aws.keyring.current("x", &aws.caller(&permit), Instant::now() + Duration::from_secs(1)).unwrap();
-    shared.write("[default]\naws_access_key_id=AKIA2\naws_secret_access_key=s");
+    file.write("[default]\naws_access_key_id=AKIA2\naws_secret_access_key=s");
     aws.caller(&permit).get_bucket_location("b").unwrap();
     assert_eq!(signers(&s3), ["AKIA1", "AKIA2"]);
 }
@@ -459,9 +398,9 @@ fn the_first_source_that_is_set_counts_also_when_it_fails() {
     let s3 = Stub::start(&[GOOD]);
     let metadata = Stub::start(script(look(document("ASIA1", 60))));
     let metadata_endpoint = Some(format!("http://127.0.0.1:{}", metadata.port));
-    let shared = File::new("[default]\naws_access_key_id=AKIAFILE\naws_secret_access_key=s");
+    let file = File::new("[default]\naws_access_key_id=AKIAFILE\naws_secret_access_key=s");
     let all = KeySources {
-        credentials_file: Some(shared.path()),
+        credentials_file: shared(file.path(), false),
         container_full_uri: Some("http://127.0.0.1:1/".into()),
         metadata_endpoint,
         ..KeySources::default()

@@ -120,6 +120,11 @@ impl Scene {
         self.setup.worker()
     }
 
+    /// One that waits for the database for longer than its lease holds.
+    pub(super) fn patient_worker(&self) -> Broker {
+        Broker::start(self.setup.worker_command().env("STATEMENT_TIMEOUT_SECONDS", "10"))
+    }
+
     /// Waits until the task has ended.
     pub(super) fn wait_for_end(&self, kind: Kind) {
         let sql = format!("select status::text from tasks where action = '{}'", kind.action());
@@ -157,20 +162,27 @@ impl Scene {
         self.proxy.turn(Mood::Open);
     }
 
-    /// Stops the worker's process until another has the task, or only when it has ended it.
-    pub(super) fn take_over(&self, worker: &Broker, until_its_end: bool) -> Broker {
+    /// Stops the worker's process until another has the task, or has ended it.
+    pub(super) fn take_over(&self, worker: &Broker) -> Broker {
         signal(worker, "STOP");
         let other = self.worker();
-        if until_its_end {
-            self.wait_for_end(self.kind);
-        } else {
-            let taken = "select 'yes' from tasks t where (retries > 1 or status = 'finished')
-                and created = (select max(created) from tasks where run_at <= now())";
-            eventually("another worker has it", PATIENCE, || self.setup.database.text(taken));
-        }
+        let taken = "select 'yes' from tasks t where (retries > 1 or status = 'finished')
+            and created = (select max(created) from tasks where run_at <= now())";
+        eventually("another worker has it", PATIENCE, || self.setup.database.text(taken));
         self.relay.release();
         self.proxy.release();
         signal(worker, "CONT");
+        other
+    }
+
+    /// Cuts the worker off from the database until another, which goes another way, has ended the task.
+    pub(super) fn outlive(&self) -> Broker {
+        self.proxy.turn(Mood::Held);
+        let url = self.setup.database.url();
+        let other = Broker::start(self.setup.worker_command().env("DATABASE_URL", url));
+        self.wait_for_end(self.kind);
+        self.proxy.turn(Mood::Open);
+        self.proxy.release();
         other
     }
 

@@ -1,11 +1,12 @@
 //! `reconcile --delete`: what it refuses and what it removes.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::process::Child;
 
 use super::*;
 
 /// Removes without asking what was made just now.
-fn delete(setup: &Setup, name: &str, more: &[&str]) -> (Option<i32>, Vec<String>, String) {
+pub(super) fn delete(setup: &Setup, name: &str, more: &[&str]) -> (Option<i32>, Vec<String>, String) {
     let usual = ["--delete", "--yes", "--younger-than-an-hour", name];
     reconcile(setup, &[&usual, more].concat())
 }
@@ -20,7 +21,7 @@ fn is_refused(setup: &Setup, arguments: &[&str], name: &str, reason: &str) {
 }
 
 /// A setup with an instance that the database has lost; also its name.
-fn with_orphan() -> (Setup, String) {
+pub(super) fn with_orphan() -> (Setup, String) {
     let setup = Setup::new();
     let (api, _worker) = (setup.api(&[]), setup.worker());
     api.provide("lost", BASIC);
@@ -93,7 +94,7 @@ fn an_empty_orphan_goes_and_a_full_one_only_when_told() {
     let (setup, name) = with_orphan();
     let (code, lines, log) = delete(&setup, &name, &[]);
     let removed = |kind: &str| format!("removed: kind={kind} name={name}");
-    assert_eq!((code, lines), (Some(0), vec![removed("user"), removed("bucket")]), "{log}");
+    assert_eq!((code, lines), (Some(0), vec![removed("bucket"), removed("user")]), "{log}");
     setup.check_nothing_left();
     finds(&setup, &[]);
     let (code, lines, _) = delete(&setup, &name, &[]);
@@ -133,12 +134,11 @@ fn what_the_old_broker_left_goes_with_its_policy() {
     ask_iam(&format!("Action=CreatePolicy&Version=2010-05-08{policy}"));
     let arn = format!("arn:aws:iam::{}:policy/{name}policy", setting("TEST_AWS_ACCOUNT_ID"));
     ask_iam(&format!("Action=AttachUserPolicy&Version=2010-05-08&UserName={name}&PolicyArn={arn}"));
-    let (code, lines, log) = delete(&setup, &name, &[]);
-    let expected = [
-        format!("removed: kind=user name={name}"),
-        format!("removed: kind=policy name={name}policy"),
-        format!("removed: kind=bucket name={name}"),
-    ];
+    let reason =
+        "not all of it carries our tag (user tag=none, policy tag=none, bucket tag=none), and no --untagged";
+    is_refused(&setup, &["--yes", "--younger-than-an-hour", "--with-objects"], &name, reason);
+    let (code, lines, log) = delete(&setup, &name, &["--untagged"]);
+    let expected = ["bucket", "user", "policy"].map(|kind| format!("removed: kind={kind} name={name}"));
     assert_eq!((code, lines.as_slice()), (Some(0), expected.as_slice()), "{log}");
     assert_eq!(setup.left_in_aws(), Vec::<String>::new());
 }
@@ -157,28 +157,77 @@ fn nothing_more_is_called_once_the_database_names_it() {
     setup.database.connect().batch_execute(&row).unwrap();
     relay.release();
     let (code, lines, log) = ended(process.wait_with_output().unwrap());
-    assert_eq!((code, lines), (Some(70), vec![]), "{log}");
-    assert_eq!(setup.left_in_aws(), [name.clone(), name]);
+    let expected = [
+        format!("removed: kind=bucket name={name}"),
+        format!("failed: name={name:?} cause=\"the database names it now\""),
+    ];
+    assert_eq!((code, lines.as_slice()), (Some(70), expected.as_slice()), "{log}");
+    assert!(log.contains("call not begun: operation=ListAttachedUserPolicies "), "{log}");
+    assert_eq!(setup.left_in_aws(), [name]);
+}
+
+/// Starts a removal that asks. script(1) gives it a terminal, and passes on what is typed and its exit code.
+fn on_a_terminal(setup: &Setup, name: &str) -> Child {
+    let binary = env!("CARGO_BIN_EXE_servicebroker");
+    let line = format!("{binary} reconcile --delete --younger-than-an-hour {name}");
+    let broker = setup.aws_command(&[]);
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env("PATH", std::env::var("PATH").unwrap());
+    script.envs(broker.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let piped = script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    piped.spawn().expect("script(1), of the package bsdutils")
+}
+
+#[test]
+fn what_was_written_before_the_answer_keeps_bucket_user_and_key() {
+    let (setup, name) = with_orphan();
+    let keys = keys_of(&name);
+    let mut process = on_a_terminal(&setup, &name);
+    let (mut typed, mut screen) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+    let mut shown = Vec::new();
+    while !String::from_utf8_lossy(&shown).contains("Type yes: ") {
+        let mut byte = [0];
+        screen.read_exact(&mut byte).unwrap();
+        shown.push(byte[0]);
+    }
+    put_object(&name, "k");
+    typed.write_all(b"yes\n").unwrap();
+    screen.read_to_end(&mut shown).unwrap();
+    let screen = String::from_utf8_lossy(&shown);
+    assert_eq!(process.wait().unwrap().code(), Some(1), "{screen}");
+    assert!(screen.contains("reason=\"the bucket is not empty\""), "{screen}");
+    assert_eq!((setup.left_in_aws(), keys_of(&name)), (vec![name.clone(), name.clone()], keys));
+}
+
+#[test]
+fn what_was_written_after_the_last_look_keeps_bucket_user_and_key() {
+    let (setup, name) = with_orphan();
+    let (keys, relay) = (keys_of(&name), relay());
+    relay.plan(Point::Named("DeleteBucket".to_owned(), 1), When::Before, Fault::Hold);
+    let setup = setup.through(&relay);
+    let mut command = setup.aws_command(&["reconcile", "--delete", &name, "--yes", "--younger-than-an-hour"]);
+    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let process = piped.spawn().unwrap();
+    relay.wait_until_struck(1, PATIENCE);
+    put_object(&name, "k");
+    relay.release();
+    let (code, lines, log) = ended(process.wait_with_output().unwrap());
+    let refused = format!("refused: name={name:?} reason=\"the bucket is not empty\"");
+    assert_eq!((code, lines), (Some(1), vec![refused]), "{log}");
+    assert_eq!((setup.left_in_aws(), keys_of(&name)), (vec![name.clone(), name.clone()], keys));
 }
 
 #[test]
 fn on_a_terminal_each_name_is_asked_for() {
     let (setup, name) = with_orphan();
     for (answer, code) in [("no\n", 1), ("\n", 1), ("yes\n", 0)] {
-        // script(1) gives the command a terminal, and passes on what is typed and its exit code.
-        let binary = env!("CARGO_BIN_EXE_servicebroker");
-        let line = format!("{binary} reconcile --delete --younger-than-an-hour {name}");
-        let broker = setup.aws_command(&[]);
-        let mut script = Command::new("script");
-        script.args(["-qec", &line, "/dev/null"]).env("PATH", std::env::var("PATH").unwrap());
-        script.envs(broker.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let piped = script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = piped.spawn().expect("script(1), of the package bsdutils");
+        let mut process = on_a_terminal(&setup, &name);
         let mut typed = process.stdin.take().unwrap();
         typed.write_all(answer.as_bytes()).unwrap();
         let output = process.wait_with_output().unwrap();
         let screen = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(screen.contains(&format!("Remove user, bucket {name} (carries our tag)")), "{screen}");
+        let question = format!("Remove {name} from AWS (user tag=ours, bucket tag=ours)? Type yes: ");
+        assert!(screen.contains(&question), "{screen}");
         assert_eq!(output.status.code(), Some(code), "{screen}");
         assert_eq!(screen.contains("removed: kind=bucket"), code == 0, "{screen}");
         assert_eq!(screen.contains("reason=\"not confirmed\""), code == 1, "{screen}");

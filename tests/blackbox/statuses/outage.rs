@@ -25,6 +25,13 @@ fn cut_connections(name: &str) -> String {
     )
 }
 
+/// Makes it like a standby, or ends that.
+pub(crate) fn set_read_only(database: &Database, is_read_only: bool) {
+    let name = name_of(database);
+    let set = format!("alter database {name} set default_transaction_read_only = {is_read_only}");
+    tell_server(&[set, cut_connections(name)]);
+}
+
 /// Lets nobody in any more.
 pub(crate) fn close(database: &Database) {
     let name = name_of(database);
@@ -150,9 +157,7 @@ fn a_database_that_takes_no_changes() {
     let setup = impatient();
     add_instance(&setup, "a", "available");
     let api = setup.api(&[]);
-    let name = name_of(&setup.database).to_owned();
-    let read_only = |word: &str| format!("alter database {name} set default_transaction_read_only = {word}");
-    tell_server(&[read_only("on"), cut_connections(&name)]);
+    set_read_only(&setup.database, true);
     for (what, answer) in [
         ("provision", api.provision("new", BASIC)),
         ("bind", api.put(&binding_at("a", "b"), &bind_body(BASIC))),
@@ -161,7 +166,7 @@ fn a_database_that_takes_no_changes() {
         check_error(what, &answer, 503);
     }
     assert_eq!(api.get("/readyz").status, 503);
-    tell_server(&[read_only("off"), cut_connections(&name)]);
+    set_read_only(&setup.database, false);
     eventually("it is ready again", PATIENCE, || (api.get("/readyz").status == 200).then_some(()));
     assert_eq!(api.provision("new", BASIC).status, 202);
 }
