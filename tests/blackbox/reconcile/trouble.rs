@@ -162,7 +162,7 @@ fn lists_that_come_late_and_calls_that_fail_once_are_no_findings() {
     let late = Fault::Status(200, nobody.to_owned());
     relay.plan(Point::Named("ListUsers".to_owned(), 1), When::Before, late.clone());
     finds(&setup, &[]);
-    assert_eq!(relay.calls().iter().filter(|it| *it == "ListUsers").count(), 2);
+    assert!(relay.calls().iter().filter(|it| *it == "ListUsers").count() >= 2);
     relay.plan(Point::Every("ListUsers".to_owned()), When::Before, late);
     finds(&setup, &[format!("not in AWS: kind=user name={name} instance=\"one\"")]);
     relay.calm_down();
