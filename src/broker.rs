@@ -26,6 +26,8 @@ use crate::store::{
     Transaction,
 };
 
+use catalog::refuse_broken;
+
 pub(crate) use catalog::catalog;
 pub(crate) use checks::CatalogQuery;
 pub(crate) use error::BrokerError;
@@ -121,6 +123,7 @@ pub(crate) fn provision(
     if existing.is_none() {
         refuse_unsold(&plan)?;
         if !tx.insert_instance(&new)? {
+        refuse_broken(&plan)?;
             existing = tx.lock_instance(id.as_str())?; // another request was faster
         }
     }
@@ -130,6 +133,7 @@ pub(crate) fn provision(
         }
         refuse_unsold(&plan)?;
         tx.reuse_instance(&new)?;
+        refuse_broken(&plan)?;
     }
     tx.enqueue(&task(id, &fresh.task, TaskKind::Provision))?;
     Ok(Outcome::Enqueued { operation: fresh.task.clone() })

@@ -25,8 +25,8 @@ const ROOMS: &[(&str, &[&str], &[&str])] = &[
         &["broker", "config", "event", "osb", "random", "store"],
         &["tiny_http", "httparse", "serde", "serde_json", "base64", "ring", "percent_encoding"],
     ),
-    ("broker", &["osb", "random", "store"], &["serde_json"]),
-    ("worker", &["aws", "event", "random", "steps", "store"], &[]),
+    ("broker", &["osb", "random", "store"], &["serde", "serde_json"]),
+    ("worker", &["aws", "config", "event", "outgoing", "random", "steps", "store"], &[]),
     ("steps", &["aws", "random", "store"], &["serde", "serde_json"]),
     (
         "store",

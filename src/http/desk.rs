@@ -1,5 +1,6 @@
 //! The endpoints: one short function each, from a [`Call`] to a [`Reply`].
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -264,13 +265,19 @@ impl Desk {
 
     /// Keeps the catalog up to date until the process is to end.
     pub(super) fn keep_catalog(&self, stop: &Event) {
-        let mut pause = Duration::ZERO;
+        let (mut pause, mut said) = (Duration::ZERO, BTreeSet::new());
         while !stop.wait(pause) {
             pause = match self.store.transaction(broker::catalog) {
-                Ok(read) => match serde_json::to_vec(&read) {
-                    Ok(bytes) => {
-                        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(bytes));
-                        CATALOG_INTERVAL
+                Ok((read, complaints)) => {
+                    let complaints: BTreeSet<String> = complaints.into_iter().collect();
+                    complaints.difference(&said).for_each(|it| log::error!("{it}"));
+                    said = complaints;
+                    match serde_json::to_vec(&read) {
+                        Ok(bytes) => {
+                            let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+                            *catalog = Some(Arc::new(bytes));
+                        }
+                        Err(err) => log::error!("catalog not written: cause={err}"),
                     }
                     Err(err) => {
                         log::error!("catalog not written: cause={err}");
