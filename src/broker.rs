@@ -23,7 +23,7 @@ use crate::osb::{BindRequest, Credentials, Id, LastOperation, OperationState, Pr
 use crate::random;
 use crate::store::{
     Instance, InstanceStatus, NewInstance, NewTask, Provisioned, StoreError, TaskKind, TaskRow, TaskState,
-    Transaction,
+    Transaction, Webhook,
 };
 
 use catalog::refuse_broken;
@@ -90,13 +90,14 @@ pub(crate) enum Bound {
     },
 }
 
-/// Decides a provision and enqueues its task.
+/// Decides a provision and enqueues its task. The webhook of the request that does so is told how it ends.
 pub(crate) fn provision(
     tx: &mut Transaction<'_>,
     id: &Id,
     request: &ProvisionRequest,
     accepts_incomplete: bool,
     fresh: &Fresh,
+    webhook: Option<&Webhook>,
 ) -> Result<Outcome, BrokerError> {
     let organization = mandatory(&request.organization_guid, "organization_guid is missing or empty");
     let space = mandatory(&request.space_guid, "space_guid is missing or empty");
@@ -122,8 +123,8 @@ pub(crate) fn provision(
     let mut existing = tx.lock_instance(id.as_str())?;
     if existing.is_none() {
         refuse_unsold(&plan)?;
-        if !tx.insert_instance(&new)? {
         refuse_broken(&plan)?;
+        if !tx.insert_instance(&new)? {
             existing = tx.lock_instance(id.as_str())?; // another request was faster
         }
     }
@@ -132,10 +133,14 @@ pub(crate) fn provision(
             return Ok(outcome);
         }
         refuse_unsold(&plan)?;
-        tx.reuse_instance(&new)?;
         refuse_broken(&plan)?;
+        tx.reuse_instance(&new)?;
     }
-    tx.enqueue(&task(id, &fresh.task, TaskKind::Provision))?;
+    let mut task = task(id, &fresh.task, TaskKind::Provision);
+    if let Some(webhook) = webhook {
+        task.metadata = webhook.to_metadata()?;
+    }
+    tx.enqueue(&task)?;
     Ok(Outcome::Enqueued { operation: fresh.task.clone() })
 }
 
@@ -238,6 +243,7 @@ pub(crate) fn bind(
     id: &Id,
     binding: &Id,
     request: &BindRequest,
+    webhook: Option<&Webhook>,
 ) -> Result<Bound, BrokerError> {
     let (offering, plan) = catalog_ids(&request.service_id, &request.plan_id)?;
     refuse_parameters(request.parameters.as_ref())?;
@@ -266,6 +272,10 @@ pub(crate) fn bind(
         Some(before) if !before.deleted => Err(BrokerError::BindingConflict),
         Some(_) | None => {
             tx.save_binding(&instance.id, binding.as_str(), app)?;
+            if let Some(webhook) = webhook {
+                let kind = TaskKind::NotifyCreateBinding;
+                tx.enqueue_notice(&instance.id, &kind, webhook, true, "the binding was made")?;
+            }
             Ok(Bound::New(credentials))
         }
     }

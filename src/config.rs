@@ -12,9 +12,11 @@
 //! Sources: the old binary's `-help` (flags of Go's `flag` package and of glog).
 
 mod flags;
+mod inherited;
 mod key_sources;
 mod reconcile;
 mod variables;
+mod webhooks;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -26,6 +28,7 @@ pub(crate) use key_sources::WebIdentity;
 use flags::Flags;
 pub(crate) use reconcile::Errand;
 use variables::Reader;
+pub(crate) use webhooks::WebhookHost;
 
 /// Text that must never be printed: a password, a secret key, a token.
 #[derive(Clone, PartialEq, Eq)]
@@ -99,6 +102,8 @@ pub(crate) struct Config {
     pub(crate) name_prefix: String,
     /// Log verbosity: 0 info, 1 debug, 2 trace.
     pub(crate) verbosity: u8,
+    /// Settings that have no effect, in words for the log.
+    pub(crate) warnings: Vec<String>,
     /// Settings of the api, in a process that answers the platform.
     pub(crate) api: Option<ApiConfig>,
     /// Settings of the worker, in a process that works on AWS.
@@ -126,6 +131,8 @@ pub(crate) struct ApiConfig {
     pub(crate) connections_per_address_max: usize,
     /// Largest request body, in bytes.
     pub(crate) body_bytes_max: usize,
+    /// The hosts that webhooks may go to.
+    pub(crate) webhook_hosts: Vec<WebhookHost>,
 }
 
 /// Settings that only the worker uses.
@@ -159,6 +166,10 @@ pub(crate) struct WorkerConfig {
     pub(crate) iam_path: Option<String>,
     /// Permissions boundary of the users: a policy's ARN.
     pub(crate) iam_permissions_boundary: Option<String>,
+    /// The hosts that webhooks may go to.
+    pub(crate) webhook_hosts: Vec<WebhookHost>,
+    /// Whether a webhook that was not delivered is tried again.
+    pub(crate) retry_webhooks: bool,
 }
 
 /// What `help` prints.
@@ -177,6 +188,8 @@ flags, as -flag value, -flag=value or with two dashes:
   -strict-osb         the specification to the letter instead of Akkeris' habits
   -v N                log level: 0 info, 1 debug, 2 trace
   -logtostderr, -stderrthreshold, ... glog's flags are accepted; logs go to stderr
+  -tls-cert-file, -tls-private-key-file, -tlsCert, -tlsKey, -kube-config
+                      accepted in pairs, without effect in this version
 
 All other settings are environment variables; README lists them.
 ";
@@ -211,6 +224,11 @@ pub(crate) fn parse(
     let background = flags.boolean("--background-tasks", &mut reader.problems).unwrap_or(false)
         || program.ends_with("start-background.sh");
     let both = flags.boolean("--with-worker", &mut reader.problems).unwrap_or(false);
+    let hosts = reader.webhook_hosts();
+    let mut warnings = reader.log_of_the_old_broker(&mut flags);
+    if errand.is_none() {
+        warnings.extend(reader.door_of_the_old_broker(&mut flags));
+    }
     let config = Config {
         database_url: Secret::new(reader.flag_or_required(
             flags.value("--database-url"),
@@ -221,9 +239,10 @@ pub(crate) fn parse(
         statement_timeout: Duration::from_secs(reader.number("STATEMENT_TIMEOUT_SECONDS", 5, 1, 60)),
         ssl_cert_file: reader.optional("SSL_CERT_FILE"),
         name_prefix: reader.name_prefix(flags.value("--name-prefix")),
-        verbosity: flags.number("--v", &mut reader.problems).unwrap_or(0),
-        api: errand.is_none().then(|| reader.api(&mut flags)).filter(|_| both || !background),
-        worker: (both || background || errand.is_some()).then(|| reader.worker()),
+        verbosity: reader.verbosity(&mut flags),
+        warnings,
+        api: errand.is_none().then(|| reader.api(&mut flags, hosts.clone())).filter(|_| both || !background),
+        worker: (both || background || errand.is_some()).then(|| reader.worker(hosts)),
     };
     flags.finish(&mut reader.problems);
     let config = Box::new(config);
@@ -250,7 +269,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
     }
 
     /// The settings of the api.
-    fn api(&mut self, flags: &mut Flags) -> ApiConfig {
+    fn api(&mut self, flags: &mut Flags, webhook_hosts: Vec<WebhookHost>) -> ApiConfig {
         if flags.boolean("--insecure", &mut self.problems) == Some(false) {
             let complaint = "this version serves plain HTTP only; put TLS in front of it";
             self.problems.push(Problem::new("--insecure", complaint));
@@ -284,6 +303,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
                 connections_max,
             ),
             body_bytes_max: self.number("MAX_BODY_BYTES", 1 << 20, 1 << 10, 1 << 26),
+            webhook_hosts,
         }
     }
 
@@ -304,7 +324,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
     }
 
     /// The settings of the worker. Read only where one runs: an api must not even see the keys.
-    fn worker(&mut self) -> WorkerConfig {
+    fn worker(&mut self, webhook_hosts: Vec<WebhookHost>) -> WorkerConfig {
         let region = self.optional("AWS_REGION").or_else(|| self.optional("AWS_DEFAULT_REGION"));
         let region = region.unwrap_or_else(|| self.required("AWS_REGION", "for example us-west-2"));
         let iam_path = self.optional("IAM_PATH");
@@ -331,6 +351,8 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             kms_key_id: self.optional("AWS_KMS_KEY_ID"),
             iam_path,
             iam_permissions_boundary: self.optional("IAM_PERMISSIONS_BOUNDARY"),
+            webhook_hosts,
+            retry_webhooks: self.switch("RETRY_WEBHOOKS"),
         }
     }
 }

@@ -10,6 +10,7 @@ mod doctor;
 mod event;
 mod http;
 mod osb;
+mod outgoing;
 mod random;
 mod steps;
 mod store;
@@ -27,8 +28,9 @@ use signal_hook::iterator::Signals;
 use config::{Command, Config, Errand, Problem, WorkerConfig};
 use event::Event;
 use http::Api;
+use outgoing::Outgoing;
 use store::{Store, Target};
-use worker::{Limits, Worker};
+use worker::{Limits, Webhooks, Worker};
 
 /// A command has found something, or refused something.
 const EXIT_FINDINGS: u8 = 1;
@@ -40,6 +42,9 @@ const EXIT_BROKEN: u8 = 70;
 const FINISH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How soon the tables are tried again while the database is away.
 const SCHEMA_RETRY: Duration = Duration::from_secs(1);
+
+/// What a worker needs beside the database.
+type Outfit = ((aws::Aws, steps::Settings), Webhooks);
 
 /// Why the process ends.
 enum End {
@@ -58,7 +63,7 @@ fn main() -> ExitCode {
         })
     });
     let program = arguments.next().unwrap_or_default();
-    let arguments: Vec<String> = arguments.filter(|it| !it.is_empty()).collect();
+    let arguments: Vec<String> = arguments.collect();
     let not_text = std::cell::RefCell::new(not_text);
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let variable = |name: &'static str| {
@@ -84,7 +89,9 @@ fn main() -> ExitCode {
     let target = Target::parse(&config.database_url, config.statement_timeout, cert_file);
     let target = target.map_err(|complaint| keep(Problem::new("DATABASE_URL", complaint))).ok();
     let shop = config.worker.as_ref().map(|it| outfit(it, &config.name_prefix, cert_file));
-    let shop = shop.and_then(|made| made.map_err(keep).ok());
+    let shop = shop.and_then(|made| made.map_err(&mut keep).ok());
+    let webhooks = config.worker.as_ref().map(|it| webhooks(it, cert_file));
+    let webhooks = webhooks.and_then(|made| made.map_err(&mut keep).ok());
     let Some(target) = target.filter(|_| problems.is_empty()) else {
         for problem in problems {
             eprintln!("servicebroker: {problem}");
@@ -95,9 +102,10 @@ fn main() -> ExitCode {
         eprintln!("servicebroker: {complaint}");
         return ExitCode::from(EXIT_BROKEN);
     }
+    config.warnings.iter().for_each(|it| log::warn!("{it}"));
     let ended = match errand {
         Some(errand) => reconcile(&config, target, shop, &errand),
-        None => run(config, target, shop).map(|()| true),
+        None => run(config, target, shop.zip(webhooks)).map(|()| true),
     };
     match ended {
         Ok(true) => ExitCode::SUCCESS,
@@ -187,6 +195,19 @@ fn outfit(
     Ok((aws, settings))
 }
 
+/// What a worker needs to call webhooks. Whom it trusts there is the system's affair, not AWS'.
+fn webhooks(config: &WorkerConfig, cert_file: Option<&Path>) -> Result<Webhooks, Problem> {
+    let roots = match cert_file {
+        _ if config.webhook_hosts.is_empty() => Vec::new(), // none is called
+        Some(_) => {
+            tls::system_roots(cert_file).map_err(|err| Problem::new("SSL_CERT_FILE", err.to_string()))?
+        }
+        None => tls::system_roots(None).unwrap_or_default(), // none is needed for plain HTTP
+    };
+    let (hosts, retry) = (config.webhook_hosts.clone(), config.retry_webhooks);
+    Ok(Webhooks { outgoing: Outgoing::new(&roots), hosts, retry })
+}
+
 /// Compares AWS with the database, or removes what was named; true when all is well.
 fn reconcile(
     config: &Config,
@@ -201,7 +222,7 @@ fn reconcile(
 }
 
 /// Runs what the settings ask for until a signal comes.
-fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>) -> Result<(), String> {
+fn run(config: Config, target: Target, shop: Option<Outfit>) -> Result<(), String> {
     let (ended, end) = mpsc::channel();
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|err| err.to_string())?;
     let asked = ended.clone();
@@ -215,10 +236,10 @@ fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>
     let (tables, tables_ready, tables_stop) = (store.clone(), Arc::clone(&ready), Arc::clone(&stop));
     spawn("schema", move || prepare_database(&tables, &tables_ready, &tables_stop))?;
     let worker = match (shop, config.worker) {
-        (Some((aws, settings)), Some(worker)) => {
+        (Some(((aws, settings), webhooks)), Some(worker)) => {
             log::info!("working: region={} threads={}", worker.region, worker.threads);
             let limits = Limits { threads: worker.threads, lease: worker.lease };
-            Some(Worker::start(store.clone(), aws, settings, limits, &ready, &stop)?)
+            Some(Worker::start(store.clone(), aws, settings, webhooks, limits, &ready, &stop)?)
         }
         (_, _) => None,
     };

@@ -9,6 +9,7 @@
 //! - A delete never gives up.
 
 mod lease;
+mod notify;
 mod retry;
 mod settle;
 mod upkeep;
@@ -24,7 +25,9 @@ use crate::aws::{Aws, Permit};
 use crate::event::Event;
 use crate::random;
 use crate::steps::{self, Ending, StepError, Verdict, Work};
-use crate::store::{Claim, Listener, Store, StoreError};
+use crate::store::{Claim, Lane, Listener, Store, StoreError};
+
+pub(crate) use notify::Webhooks;
 
 use lease::Lease;
 use retry::{RetryPolicy, spread};
@@ -69,6 +72,8 @@ struct Shop {
     aws: Aws,
     /// What the steps need to know.
     settings: steps::Settings,
+    /// What notices need.
+    webhooks: Webhooks,
     /// How long a claim holds.
     lease: Duration,
     /// The database has its tables.
@@ -101,6 +106,7 @@ impl Worker {
         store: Store,
         aws: Aws,
         settings: steps::Settings,
+        webhooks: Webhooks,
         limits: Limits,
         ready: &Arc<Event>,
         stop: &Arc<Event>,
@@ -109,6 +115,7 @@ impl Worker {
             store,
             aws,
             settings,
+            webhooks,
             lease: limits.lease,
             ready: Arc::clone(ready),
             stop: Arc::clone(stop),
@@ -125,8 +132,9 @@ impl Worker {
         }
         let mut worker = Worker { threads: Vec::new() };
         for number in 0..limits.threads {
-            worker.spawn(format!("worker-{number}"), &shop, move |shop| shop.work(number))?;
+            worker.spawn(format!("worker-{number}"), &shop, move |shop| shop.work(number, Lane::Work))?;
         }
+        worker.spawn_notifiers(&shop, limits.threads)?;
         worker.spawn("leases".to_owned(), &shop, Shop::keep_leases)?;
         worker.spawn("due".to_owned(), &shop, Shop::listen)?;
         worker.spawn("start".to_owned(), &shop, |shop| {
@@ -161,14 +169,14 @@ impl Worker {
 }
 
 impl Shop {
-    /// One thread's life: drain the queue, wait to be called, look again.
-    fn work(&self, number: usize) {
+    /// One thread's life: drain its lane of the queue, wait to be called, look again.
+    fn work(&self, number: usize, lane: Lane) {
         let name = format!("{}-{number}", self.name);
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
         while !self.stop.is_set() {
             let calls = *self.calls();
             let asked = Instant::now();
-            match self.store.claim_task(&name, self.lease) {
+            match self.store.claim_task(&name, self.lease, lane) {
                 Ok(Some(claim)) => self.run(claim, asked + self.lease),
                 Ok(None) => self.wait_for_call(calls),
                 Err(err) => {
@@ -193,7 +201,10 @@ impl Shop {
             claim: &claim,
             permit: lease.as_ref(),
         };
-        let result = catch_unwind(AssertUnwindSafe(|| steps::run(&work)));
+        let result = catch_unwind(AssertUnwindSafe(|| match claim.kind.is_notice() {
+            true => self.notify(&claim.metadata, lease.as_ref()),
+            false => steps::run(&work),
+        }));
         let result =
             result.unwrap_or_else(|_| Err(StepError::Stuck("the broker failed while it worked".to_owned())));
         self.settle(&lease, result, began);

@@ -10,8 +10,8 @@ const ROOMS: &[(&str, &[&str], &[&str])] = &[
     (
         "main",
         &[
-            "aws", "broker", "config", "doctor", "event", "http", "osb", "random", "steps", "store", "tls",
-            "worker",
+            "aws", "broker", "config", "doctor", "event", "http", "osb", "outgoing", "random", "steps",
+            "store", "tls", "worker",
         ],
         &["signal_hook", "simple_logger"],
     ),
@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str], &[&str])] = &[
     ("osb", &[], &["serde", "serde_json"]),
     (
         "http",
-        &["broker", "config", "event", "osb", "random", "store"],
+        &["broker", "config", "event", "osb", "outgoing", "random", "store"],
         &["tiny_http", "httparse", "serde", "serde_json", "base64", "ring", "percent_encoding"],
     ),
     ("broker", &["osb", "random", "store"], &["serde", "serde_json"]),
@@ -31,7 +31,7 @@ const ROOMS: &[(&str, &[&str], &[&str])] = &[
     (
         "store",
         &["config", "osb", "tls"],
-        &["postgres", "tokio", "tokio_rustls", "rustls", "percent_encoding"],
+        &["postgres", "tokio", "tokio_rustls", "rustls", "percent_encoding", "serde", "serde_json"],
     ),
     (
         "aws",
@@ -49,6 +49,7 @@ const ROOMS: &[(&str, &[&str], &[&str])] = &[
             "url",
         ],
     ),
+    ("outgoing", &["config", "tls"], &["ureq", "ring", "base64", "url"]),
     ("tls", &[], &["rustls"]),
 ];
 

@@ -8,6 +8,7 @@ use super::auth::Auth;
 use super::call::{Call, Route};
 use super::reply::Reply;
 use super::waiting::Waiters;
+use super::webhook::webhook;
 use crate::broker::{self, Bound, BrokerError, CatalogQuery, Fresh, Habits, Outcome};
 use crate::config::ApiConfig;
 use crate::event::Event;
@@ -145,11 +146,14 @@ impl Desk {
     /// `PUT /v2/service_instances/{instance_id}` (OSB 2.17, "Provisioning").
     fn put_service_instance(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let request = self.body(call)?;
+        let webhook = webhook(call, &self.config.webhook_hosts)?;
         let (key, accepts_incomplete) = (id.clone(), call.accepts_incomplete());
         let fresh = Fresh::draw(&self.name_prefix)?;
         let names = fresh.clone();
         let outcome = self.await_task(&fresh, move |store| {
-            store.transaction(move |tx| broker::provision(tx, &key, &request, accepts_incomplete, &names))
+            store.transaction(move |tx| {
+                broker::provision(tx, &key, &request, accepts_incomplete, &names, webhook.as_ref())
+            })
         })?;
         Ok(match outcome {
             Waited::Now(Outcome::Enqueued { .. }) => Reply::empty(201),
@@ -194,9 +198,11 @@ impl Desk {
     /// instance is being made waits for it: Akkeris binds once, at once, and never again.
     fn put_service_binding(&self, id: &Id, binding: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let request = Arc::new(self.body(call)?);
+        let webhook = webhook(call, &self.config.webhook_hosts)?;
         let bind = || {
             let (id, binding, request) = (id.clone(), binding.clone(), Arc::clone(&request));
-            self.store.transaction(move |tx| broker::bind(tx, &id, &binding, &request))
+            let webhook = webhook.clone();
+            self.store.transaction(move |tx| broker::bind(tx, &id, &binding, &request, webhook.as_ref()))
         };
         let mut bound = bind()?;
         if let Bound::After { operation } = &bound
@@ -279,11 +285,8 @@ impl Desk {
                         }
                         Err(err) => log::error!("catalog not written: cause={err}"),
                     }
-                    Err(err) => {
-                        log::error!("catalog not written: cause={err}");
-                        CATALOG_INTERVAL
-                    }
-                },
+                    CATALOG_INTERVAL
+                }
                 Err(err) if self.catalog().is_some() => {
                     log::warn!("catalog stays as it was: cause={err}");
                     CATALOG_INTERVAL

@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::aws::{Aws, AwsError, Caller, Permit};
 use crate::random;
-use crate::store::{Claim, Instance, NewTask, Store, StoreError, TaskKind, Transaction, Whereabouts};
+use crate::store::{
+    Claim, Instance, NewTask, Store, StoreError, TaskKind, Transaction, Webhook, Whereabouts,
+};
 
 pub(crate) use delete::{Removal, is_old_name};
 
@@ -67,6 +69,8 @@ pub(crate) enum Ending {
     },
     /// Nothing of that name came up again.
     Swept,
+    /// A webhook took its notice.
+    Told,
 }
 
 /// Why a run did not come to its end.
@@ -185,6 +189,9 @@ struct Notes {
     /// Provision: the first name turned out to be somebody else's bucket.
     #[serde(default)]
     renamed: bool,
+    /// Provision: who wants to be told of its end. Kept, not read, here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    webhook: Option<Webhook>,
     /// Sweep: the name to look for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -274,6 +281,7 @@ fn account_of(arn: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
 
     #[test]
     fn verdicts_follow_what_helps() {
@@ -305,9 +313,11 @@ mod tests {
 
     #[test]
     fn notes_survive_and_nonsense_counts_as_none() {
-        let notes = Notes { prepared: true, renamed: true, name: None };
+        let webhook = Some(Webhook::new(&Secret::new("https://h/"), &Secret::new("s")));
+        let notes = Notes { prepared: true, renamed: true, webhook: webhook.clone(), name: None };
         let again = Notes::parse(&notes.to_json());
-        assert!(again.prepared && again.renamed);
+        assert!(again.prepared && again.renamed && again.webhook == webhook);
+        assert_eq!(Notes::parse(&webhook.clone().unwrap().to_metadata().unwrap()).webhook, webhook);
         assert!(!Notes::parse("").prepared && !Notes::parse("[1]").prepared);
         let task = sweep("i", "n".into(), Duration::ZERO).unwrap();
         assert_eq!(Notes::parse(&task.metadata).name.as_deref(), Some("n"));

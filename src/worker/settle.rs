@@ -92,6 +92,7 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             tx.enqueue(&sweep(&claim.instance, name, SWEEP_DELAY)?)
         }
         Ending::Swept => tx.finish_task(claim, "nothing was left"),
+        Ending::Told => tx.finish_task(claim, "delivered"),
     }
 }
 
