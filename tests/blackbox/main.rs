@@ -31,3 +31,4 @@ mod settings;
 mod statuses;
 mod strictness;
 mod support;
+mod webhooks;
