@@ -123,7 +123,7 @@ pub(crate) fn provision(
     let mut existing = tx.lock_instance(id.as_str())?;
     if existing.is_none() {
         refuse_unsold(&plan)?;
-        refuse_broken(&plan)?;
+        refuse_broken(tx, &plan)?;
         if !tx.insert_instance(&new)? {
             existing = tx.lock_instance(id.as_str())?; // another request was faster
         }
@@ -133,7 +133,7 @@ pub(crate) fn provision(
             return Ok(outcome);
         }
         refuse_unsold(&plan)?;
-        refuse_broken(&plan)?;
+        refuse_broken(tx, &plan)?;
         tx.reuse_instance(&new)?;
     }
     let mut task = task(id, &fresh.task, TaskKind::Provision);

@@ -58,12 +58,15 @@ pub(crate) fn catalog(tx: &mut Transaction<'_>) -> Result<(osb::Catalog, Vec<Str
     Ok((show(&shelves, &live), complaints(&shelves)))
 }
 
-/// Refuses to make instances of a row that no task could work with.
-pub(super) fn refuse_broken(plan: &PlanRow) -> Result<(), BrokerError> {
-    match plan_fault(plan) {
-        None => Ok(()),
-        Some(_) => Err(BrokerError::BadRequest("the plan is not sold: its row in the database is broken")),
+/// Refuses to make instances of what the catalog does not sell because a row is broken.
+pub(super) fn refuse_broken(tx: &mut Transaction<'_>, plan: &PlanRow) -> Result<(), BrokerError> {
+    let (offerings, plans) = (tx.offerings()?, tx.plans()?);
+    let shelves = judge(&offerings, &plans);
+    let mut judged = shelves.iter().flat_map(|it| &it.plans);
+    if judged.any(|it| it.row.id == plan.id && it.fault.is_some()) {
+        return Err(BrokerError::BadRequest("the plan is not sold: its row in the database is broken"));
     }
+    Ok(())
 }
 
 /// Finds what is wrong with the rows, which come oldest first.

@@ -300,6 +300,7 @@ fn a_name_belongs_to_the_oldest_row_on_sale() {
     assert!(plan_of(&catalog, second).is_null());
     assert_eq!(plan_of(&catalog, BASIC)["name"], "basic");
     api.wait_for_log(&format!("plan not sold: plan={second} "));
+    check_error("not in the catalog", &api.provision("new", second), 400);
     write(&setup, &format!("update plans set deleted = true where plan = '{BASIC}'"));
     let catalog = soon(&api, "the second has the name", |it| !plan_of(it, second).is_null());
     assert_eq!(plan_of(&catalog, second)["name"], "basic");
