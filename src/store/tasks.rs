@@ -118,8 +118,8 @@ pub(crate) struct TaskRow {
     pub(crate) attempts: u32,
 }
 
-/// `$1` is this worker's name, `$2` the lease in seconds; `$3` are the actions of notices, and `$4` says
-/// whether they are wanted or all others. One row at most; the order is total.
+/// `$1` is this worker's name, `$2` the lease in seconds, `$3` are the actions of notices. One row at most;
+/// the order is total.
 ///
 /// A row is due when pending, or when its worker's lease ran out, or when the Go broker left it
 /// (it never sets `worker`). Another running task of the same instance holds it back, a dead one
@@ -130,7 +130,7 @@ const CLAIM: &str = "
     where task = (
         select t.task from tasks t join resources i on i.id = t.resource
         where not t.deleted and t.status in ('pending', 'started') and t.run_at <= now()
-          and (t.action = any($3)) = $4
+          and t.action <> all($3)
           and (t.status = 'pending'
             or (t.worker is not null and t.lease_until < now())
             or (t.worker is null and t.started < now() - interval '1 hour'))
@@ -141,6 +141,11 @@ const CLAIM: &str = "
         limit 1
         for no key update of t, i skip locked)
     returning task::text, resource, action, metadata, retries, started";
+
+/// The part of [`CLAIM`] that keeps to one lane.
+const NO_NOTICES: &str = "t.action <> all($3)";
+/// What stands there in the other.
+const ONLY_NOTICES: &str = "t.action = any($3)";
 
 /// SQLSTATE of a broken unique index.
 const UNIQUE_VIOLATION: &str = "23505";
@@ -222,17 +227,18 @@ impl Store {
         lease: Duration,
         lane: Lane,
     ) -> Result<Option<Claim>, StoreError> {
+        let sql = match lane {
+            Lane::Work => CLAIM.to_owned(),
+            Lane::Notices => CLAIM.replace(NO_NOTICES, ONLY_NOTICES),
+        };
         for _ in 0..CLAIM_TRIES {
+            let sql = sql.clone();
             let (name, lease_s) = (worker.to_owned(), lease.as_secs_f64());
             let claimed = self.transaction(move |tx| {
                 let notices: Vec<&str> = NOTICES.iter().map(TaskKind::as_str).collect();
-                let parameters: [super::Parameter<'_>; 4] = [
-                    (&name, Type::TEXT),
-                    (&lease_s, Type::FLOAT8),
-                    (&notices, Type::TEXT_ARRAY),
-                    (&(lane == Lane::Notices), Type::BOOL),
-                ];
-                let row = tx.query_opt(CLAIM, &parameters)?;
+                let parameters: [super::Parameter<'_>; 3] =
+                    [(&name, Type::TEXT), (&lease_s, Type::FLOAT8), (&notices, Type::TEXT_ARRAY)];
+                let row = tx.query_opt(&sql, &parameters)?;
                 row.map(|row| Claim::read(&row, name)).transpose()
             });
             match claimed {
@@ -449,5 +455,15 @@ impl LeaseState {
     /// From a row with `cancel`.
     fn read(row: &Row) -> Result<LeaseState, StoreError> {
         Ok(if row.try_get("cancel")? { LeaseState::Cancelled } else { LeaseState::Held })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_lanes_are_told_apart() {
+        assert_eq!(CLAIM.matches(NO_NOTICES).count(), 1);
     }
 }

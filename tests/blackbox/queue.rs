@@ -32,14 +32,12 @@ fn claim(client: &mut Client, worker: &str, lease_s: f64) -> Option<Claimed> {
 /// The same in the lane of notices or in that of all other tasks.
 fn claim_in(client: &mut Client, worker: &str, lease_s: f64, notices: bool) -> Option<Claimed> {
     let kinds = &["notify-create-service-webhook", "notify-create-binding-webhook"][..];
+    let sql = claim_statement();
+    let sql = if notices { sql.replace("<> all($3)", "= any($3)") } else { sql.to_owned() };
     for _ in 0..5 {
-        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
-            (&worker, Type::TEXT),
-            (&lease_s, Type::FLOAT8),
-            (&kinds, Type::TEXT_ARRAY),
-            (&notices, Type::BOOL),
-        ];
-        match client.query_typed(claim_statement(), &parameters) {
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&worker, Type::TEXT), (&lease_s, Type::FLOAT8), (&kinds, Type::TEXT_ARRAY)];
+        match client.query_typed(&sql, &parameters) {
             Ok(rows) => {
                 return rows
                     .first()
