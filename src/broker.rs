@@ -25,8 +25,10 @@ use crate::osb::{BindRequest, Credentials, Id, LastOperation, OperationState, Pr
 use crate::random;
 use crate::store::{
     Instance, InstanceStatus, NewInstance, NewTask, Provisioned, StoreError, TaskKind, TaskRow, TaskState,
-    Transaction,
+    Transaction, Webhook,
 };
+
+use catalog::refuse_broken;
 
 pub(crate) use catalog::catalog;
 pub(crate) use checks::CatalogQuery;
@@ -92,13 +94,14 @@ pub(crate) enum Bound {
     },
 }
 
-/// Decides a provision and enqueues its task.
+/// Decides a provision and enqueues its task. The webhook of the request that does so is told how it ends.
 pub(crate) fn provision(
     tx: &mut Transaction<'_>,
     id: &Id,
     request: &ProvisionRequest,
     accepts_incomplete: bool,
     fresh: &Fresh,
+    webhook: Option<&Webhook>,
 ) -> Result<Outcome, BrokerError> {
     let organization = mandatory(&request.organization_guid, "organization_guid is missing or empty");
     let space = mandatory(&request.space_guid, "space_guid is missing or empty");
@@ -124,6 +127,7 @@ pub(crate) fn provision(
     let mut existing = tx.lock_instance(id.as_str())?;
     if existing.is_none() {
         refuse_unsold(&plan)?;
+        refuse_broken(tx, &plan)?;
         if !tx.insert_instance(&new)? {
             existing = tx.lock_instance(id.as_str())?; // another request was faster
         }
@@ -133,9 +137,14 @@ pub(crate) fn provision(
             return Ok(outcome);
         }
         refuse_unsold(&plan)?;
+        refuse_broken(tx, &plan)?;
         tx.reuse_instance(&new)?;
     }
-    tx.enqueue(&task(id, &fresh.task, TaskKind::Provision))?;
+    let mut task = task(id, &fresh.task, TaskKind::Provision);
+    if let Some(webhook) = webhook {
+        task.metadata = webhook.to_metadata()?;
+    }
+    tx.enqueue(&task)?;
     Ok(Outcome::Enqueued { operation: fresh.task.clone() })
 }
 
@@ -240,6 +249,7 @@ pub(crate) fn bind(
     id: &Id,
     binding: &Id,
     request: &BindRequest,
+    webhook: Option<&Webhook>,
 ) -> Result<Bound, BrokerError> {
     let (offering, plan) = catalog_ids(&request.service_id, &request.plan_id)?;
     refuse_parameters(request.parameters.as_ref())?;
@@ -269,6 +279,10 @@ pub(crate) fn bind(
         Some(_) | None => {
             tx.save_binding(&instance.id, binding.as_str(), app)?;
             retag(tx, id)?;
+            if let Some(webhook) = webhook {
+                let kind = TaskKind::NotifyCreateBinding;
+                tx.enqueue_notice(&instance.id, &kind, webhook, true, "the binding was made")?;
+            }
             Ok(Bound::New(credentials))
         }
     }

@@ -12,10 +12,12 @@
 //! Sources: the old binary's `-help` (flags of Go's `flag` package and of glog).
 
 mod flags;
+mod inherited;
 mod key_sources;
 mod listen;
 mod reconcile;
 mod variables;
+mod webhooks;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -27,6 +29,7 @@ pub(crate) use key_sources::{KeySources, SharedFile};
 use flags::Flags;
 pub(crate) use reconcile::Errand;
 use variables::Reader;
+pub(crate) use webhooks::WebhookHost;
 
 /// Text that must never be printed: a password, a secret key, a token.
 #[derive(Clone, PartialEq, Eq)]
@@ -102,6 +105,8 @@ pub(crate) struct Config {
     pub(crate) metrics_address: Option<SocketAddr>,
     /// Log verbosity: 0 info, 1 debug, 2 trace.
     pub(crate) verbosity: u8,
+    /// Settings that have no effect, in words for the log.
+    pub(crate) warnings: Vec<String>,
     /// Settings of the api, in a process that answers the platform.
     pub(crate) api: Option<ApiConfig>,
     /// Settings of the worker, in a process that works on AWS.
@@ -133,6 +138,8 @@ pub(crate) struct ApiConfig {
     pub(crate) connections_per_address_max: usize,
     /// Largest request body, in bytes.
     pub(crate) body_bytes_max: usize,
+    /// The hosts that webhooks may go to.
+    pub(crate) webhook_hosts: Vec<WebhookHost>,
 }
 
 /// Settings that only the worker uses.
@@ -168,6 +175,10 @@ pub(crate) struct WorkerConfig {
     pub(crate) iam_path: Option<String>,
     /// Permissions boundary of the users: a policy's ARN.
     pub(crate) iam_permissions_boundary: Option<String>,
+    /// The hosts that webhooks may go to.
+    pub(crate) webhook_hosts: Vec<WebhookHost>,
+    /// Whether a webhook that was not delivered is tried again.
+    pub(crate) retry_webhooks: bool,
 }
 
 /// What `help` prints.
@@ -186,6 +197,8 @@ flags, as -flag value, -flag=value or with two dashes:
   -strict-osb         the specification to the letter instead of Akkeris' habits
   -v N                log level: 0 info, 1 debug, 2 trace
   -logtostderr, -stderrthreshold, ... glog's flags are accepted; logs go to stderr
+  -tls-cert-file, -tls-private-key-file, -tlsCert, -tlsKey, -kube-config
+                      accepted in pairs, without effect in this version
 
 All other settings are environment variables; README lists them.
 ";
@@ -220,7 +233,12 @@ pub(crate) fn parse(
     let background = flags.boolean("--background-tasks", &mut reader.problems).unwrap_or(false)
         || program.ends_with("start-background.sh");
     let both = flags.boolean("--with-worker", &mut reader.problems).unwrap_or(false);
-    let api = errand.is_none().then(|| reader.api(&mut flags));
+    let hosts = reader.webhook_hosts();
+    let mut warnings = reader.log_of_the_old_broker(&mut flags);
+    if errand.is_none() {
+        warnings.extend(reader.door_of_the_old_broker(&mut flags));
+    }
+    let api = errand.is_none().then(|| reader.api(&mut flags, hosts.clone()));
     let metrics_address = api.as_ref().and_then(|it| reader.metrics_address(it, both || !background));
     let config = Config {
         database_url: Secret::new(reader.flag_or_required(
@@ -233,9 +251,10 @@ pub(crate) fn parse(
         ssl_cert_file: reader.optional("SSL_CERT_FILE"),
         name_prefix: reader.name_prefix(flags.value("--name-prefix")),
         metrics_address,
-        verbosity: flags.number("--v", &mut reader.problems).unwrap_or(0),
+        verbosity: reader.verbosity(&mut flags),
+        warnings,
         api: api.filter(|_| both || !background),
-        worker: (both || background || errand.is_some()).then(|| reader.worker()),
+        worker: (both || background || errand.is_some()).then(|| reader.worker(hosts)),
     };
     flags.finish(&mut reader.problems);
     let config = Box::new(config);
@@ -262,7 +281,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
     }
 
     /// The settings of the api.
-    fn api(&mut self, flags: &mut Flags) -> ApiConfig {
+    fn api(&mut self, flags: &mut Flags, webhook_hosts: Vec<WebhookHost>) -> ApiConfig {
         if flags.boolean("--insecure", &mut self.problems) == Some(false) {
             let complaint = "this version serves plain HTTP only; put TLS in front of it";
             self.problems.push(Problem::new("--insecure", complaint));
@@ -293,6 +312,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
                 connections_max,
             ),
             body_bytes_max: self.number("MAX_BODY_BYTES", 1 << 20, 1 << 10, 1 << 26),
+            webhook_hosts,
         }
     }
 
@@ -324,7 +344,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
     }
 
     /// The settings of the worker. Read only where one runs: an api must not even see the keys.
-    fn worker(&mut self) -> WorkerConfig {
+    fn worker(&mut self, webhook_hosts: Vec<WebhookHost>) -> WorkerConfig {
         let region = self.optional("AWS_REGION").or_else(|| self.optional("AWS_DEFAULT_REGION"));
         let region = region.unwrap_or_else(|| self.required("AWS_REGION", "for example us-west-2"));
         let iam_path = self.optional("IAM_PATH");
@@ -358,6 +378,8 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             kms_key_id: self.optional("AWS_KMS_KEY_ID"),
             iam_path,
             iam_permissions_boundary: self.optional("IAM_PERMISSIONS_BOUNDARY"),
+            webhook_hosts,
+            retry_webhooks: self.switch("RETRY_WEBHOOKS"),
         }
     }
 }

@@ -12,6 +12,7 @@ mod event;
 mod http;
 mod metrics;
 mod osb;
+mod outgoing;
 mod random;
 mod steps;
 mod store;
@@ -30,8 +31,9 @@ use config::{Command, Config, Errand, Problem, WorkerConfig};
 use event::Event;
 use http::Api;
 use metrics::Metrics;
+use outgoing::Outgoing;
 use store::{Store, Target};
-use worker::{Limits, Worker};
+use worker::{Limits, Outfit, Webhooks, Worker};
 
 /// A command has found something, or refused something.
 const EXIT_FINDINGS: u8 = 1;
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
         })
     });
     let program = arguments.next().unwrap_or_default();
-    let arguments: Vec<String> = arguments.filter(|it| !it.is_empty()).collect();
+    let arguments: Vec<String> = arguments.collect();
     let not_text = std::cell::RefCell::new(not_text);
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let variable = |name: &'static str| {
@@ -87,7 +89,9 @@ fn main() -> ExitCode {
     let target = Target::parse(&config.database_url, config.statement_timeout, cert_file);
     let target = target.map_err(|complaint| keep(Problem::new("DATABASE_URL", complaint))).ok();
     let shop = config.worker.as_ref().map(|it| outfit(it, &config.name_prefix, cert_file));
-    let shop = shop.and_then(|made| made.map_err(keep).ok());
+    let shop = shop.and_then(|made| made.map_err(&mut keep).ok());
+    let webhooks = config.worker.as_ref().map(|it| webhooks(it, cert_file));
+    let webhooks = webhooks.and_then(|made| made.map_err(&mut keep).ok());
     let Some(target) = target.filter(|_| problems.is_empty()) else {
         for problem in problems {
             eprintln!("servicebroker: {problem}");
@@ -98,9 +102,14 @@ fn main() -> ExitCode {
         eprintln!("servicebroker: {complaint}");
         return ExitCode::from(EXIT_BROKEN);
     }
+    config.warnings.iter().for_each(|it| log::warn!("{it}"));
     let ended = match errand {
         Some(errand) => reconcile(&config, target, shop, &errand),
-        None => run(config, target, shop).map(|()| true),
+        None => {
+            let shop = shop.zip(webhooks);
+            let outfit = shop.map(|((aws, settings), webhooks)| Outfit { aws, settings, webhooks });
+            run(config, target, outfit).map(|()| true)
+        }
     };
     match ended {
         Ok(true) => ExitCode::SUCCESS,
@@ -191,6 +200,19 @@ fn outfit(
     Ok((aws, settings))
 }
 
+/// What a worker needs to call webhooks. Whom it trusts there is the system's affair, not AWS'.
+fn webhooks(config: &WorkerConfig, cert_file: Option<&Path>) -> Result<Webhooks, Problem> {
+    let roots = match cert_file {
+        _ if config.webhook_hosts.is_empty() => Vec::new(), // none is called
+        Some(_) => {
+            tls::system_roots(cert_file).map_err(|err| Problem::new("SSL_CERT_FILE", err.to_string()))?
+        }
+        None => tls::system_roots(None).unwrap_or_default(), // none is needed for plain HTTP
+    };
+    let (hosts, retry) = (config.webhook_hosts.clone(), config.retry_webhooks);
+    Ok(Webhooks { outgoing: Outgoing::new(&roots), hosts, retry })
+}
+
 /// Compares AWS with the database, or removes what was named; true when all is well.
 fn reconcile(
     config: &Config,
@@ -205,7 +227,7 @@ fn reconcile(
 }
 
 /// Runs what the settings ask for until a signal comes.
-fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>) -> Result<(), String> {
+fn run(config: Config, target: Target, outfit: Option<Outfit>) -> Result<(), String> {
     let (ended, end) = mpsc::channel();
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|err| err.to_string())?;
     let asked = ended.clone();
@@ -219,11 +241,11 @@ fn run(config: Config, target: Target, shop: Option<(aws::Aws, steps::Settings)>
     let (tables, tables_ready, tables_stop) = (store.clone(), Arc::clone(&ready), Arc::clone(&stop));
     spawn("schema", move || prepare_database(&tables, &tables_ready, &tables_stop))?;
     let metrics = start_metrics(&config, &store, &ready, &stop)?;
-    let worker = match (shop, config.worker) {
-        (Some((aws, settings)), Some(worker)) => {
+    let worker = match (outfit, config.worker) {
+        (Some(outfit), Some(worker)) => {
             log::info!("working: region={} threads={}", worker.region, worker.threads);
             let limits = Limits { threads: worker.threads, lease: worker.lease };
-            Some(Worker::start(store.clone(), aws, settings, limits, &ready, &stop, &metrics)?)
+            Some(Worker::start(store.clone(), outfit, limits, &ready, &stop, &metrics)?)
         }
         (_, _) => None,
     };

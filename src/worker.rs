@@ -10,6 +10,7 @@
 
 mod lease;
 mod measure;
+mod notify;
 mod retry;
 mod settle;
 mod upkeep;
@@ -26,7 +27,9 @@ use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::random;
 use crate::steps::{self, Ending, StepError, Verdict, Work};
-use crate::store::{Claim, Listener, Store, StoreError};
+use crate::store::{Claim, Lane, Listener, Store, StoreError};
+
+pub(crate) use notify::Webhooks;
 
 use lease::{Lease, renew};
 use retry::{RetryPolicy, spread};
@@ -63,6 +66,16 @@ pub(crate) struct Limits {
     pub(crate) lease: Duration,
 }
 
+/// What the work needs beside the database.
+pub(crate) struct Outfit {
+    /// AWS.
+    pub(crate) aws: Aws,
+    /// What the steps need to know.
+    pub(crate) settings: steps::Settings,
+    /// Where notices may go.
+    pub(crate) webhooks: Webhooks,
+}
+
 /// What all threads share.
 struct Shop {
     /// The database.
@@ -71,6 +84,8 @@ struct Shop {
     aws: Aws,
     /// What the steps need to know.
     settings: steps::Settings,
+    /// What notices need.
+    webhooks: Webhooks,
     /// How long a claim holds.
     lease: Duration,
     /// The database has its tables.
@@ -103,18 +118,19 @@ impl Worker {
     /// A thread could not be started, or there is no randomness for a name.
     pub(crate) fn start(
         store: Store,
-        aws: Aws,
-        settings: steps::Settings,
+        outfit: Outfit,
         limits: Limits,
         ready: &Arc<Event>,
         stop: &Arc<Event>,
         metrics: &Arc<Metrics>,
     ) -> Result<Worker, String> {
+        let Outfit { aws, settings, webhooks } = outfit;
         let shop = Arc::new(Shop {
             store,
             aws: aws.observed_by(Arc::clone(metrics) as Arc<dyn Observer>),
             metrics: Arc::clone(metrics),
             settings,
+            webhooks,
             lease: limits.lease,
             ready: Arc::clone(ready),
             stop: Arc::clone(stop),
@@ -132,8 +148,9 @@ impl Worker {
         }
         let mut worker = Worker { threads: Vec::new() };
         for number in 0..limits.threads {
-            worker.spawn(format!("worker-{number}"), &shop, move |shop| shop.work(number))?;
+            worker.spawn(format!("worker-{number}"), &shop, move |shop| shop.work(number, Lane::Work))?;
         }
+        worker.spawn_notifiers(&shop, limits.threads)?;
         worker.spawn("leases".to_owned(), &shop, Shop::keep_leases)?;
         worker.spawn("due".to_owned(), &shop, Shop::listen)?;
         worker.spawn("identity".to_owned(), &shop, Shop::introduce)?;
@@ -166,14 +183,14 @@ impl Worker {
 }
 
 impl Shop {
-    /// One thread's life: drain the queue, wait to be called, look again.
-    fn work(&self, number: usize) {
+    /// One thread's life: drain its lane of the queue, wait to be called, look again.
+    fn work(&self, number: usize, lane: Lane) {
         let name = format!("{}-{number}", self.name);
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
         while !self.stop.is_set() {
             let calls = *self.calls();
             let asked = Instant::now();
-            match self.store.claim_task(&name, self.lease) {
+            match self.store.claim_task(&name, self.lease, lane) {
                 Ok(Some(claim)) => self.run(claim, asked + self.lease),
                 Ok(None) => self.wait_for_call(calls),
                 Err(err) => {
@@ -198,7 +215,10 @@ impl Shop {
             claim: &claim,
             permit: lease.as_ref(),
         };
-        let result = catch_unwind(AssertUnwindSafe(|| steps::run(&work)));
+        let result = catch_unwind(AssertUnwindSafe(|| match claim.kind.is_notice() {
+            true => self.notify(&claim.metadata, lease.as_ref()),
+            false => steps::run(&work),
+        }));
         let result =
             result.unwrap_or_else(|_| Err(StepError::Stuck("the broker failed while it worked".to_owned())));
         self.settle(&lease, result, began);

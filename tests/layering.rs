@@ -10,8 +10,8 @@ const ROOMS: &[(&str, &[&str], &[&str])] = &[
     (
         "main",
         &[
-            "aws", "broker", "census", "config", "doctor", "event", "http", "metrics", "osb", "random",
-            "steps", "store", "tls", "worker",
+            "aws", "broker", "census", "config", "doctor", "event", "http", "metrics", "osb", "outgoing",
+            "random", "steps", "store", "tls", "worker",
         ],
         &["signal_hook", "simple_logger"],
     ),
@@ -24,16 +24,16 @@ const ROOMS: &[(&str, &[&str], &[&str])] = &[
     ("osb", &[], &["serde", "serde_json"]),
     (
         "http",
-        &["broker", "config", "event", "metrics", "osb", "random", "store"],
+        &["broker", "config", "event", "metrics", "osb", "outgoing", "random", "store"],
         &["tiny_http", "httparse", "serde", "serde_json", "base64", "ring", "percent_encoding"],
     ),
-    ("broker", &["osb", "random", "store"], &["serde_json"]),
-    ("worker", &["aws", "event", "metrics", "random", "steps", "store"], &[]),
+    ("broker", &["osb", "random", "store"], &["serde", "serde_json"]),
+    ("worker", &["aws", "config", "event", "metrics", "outgoing", "random", "steps", "store"], &[]),
     ("steps", &["aws", "random", "store"], &["serde", "serde_json"]),
     (
         "store",
         &["config", "osb", "tls"],
-        &["postgres", "tokio", "tokio_rustls", "rustls", "percent_encoding"],
+        &["postgres", "tokio", "tokio_rustls", "rustls", "percent_encoding", "serde", "serde_json"],
     ),
     (
         "aws",
@@ -51,6 +51,7 @@ const ROOMS: &[(&str, &[&str], &[&str])] = &[
             "url",
         ],
     ),
+    ("outgoing", &["config", "tls"], &["ureq", "ring", "base64", "url"]),
     ("tls", &[], &["rustls"]),
 ];
 

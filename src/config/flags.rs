@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use super::Problem;
 
 /// Flags that take no value unless one is given with `=`.
-const BOOLEAN_FLAGS: [&str; 11] = [
+const BOOLEAN_FLAGS: [&str; 12] = [
+    "authenticate-k8s-token",
     "background-tasks",
     "with-worker",
     "insecure",
@@ -19,15 +20,8 @@ const BOOLEAN_FLAGS: [&str; 11] = [
     "untagged",
 ];
 
-/// glog's flags: accepted, since existing deployments pass them. Logs always go to stderr.
-const GLOG_FLAGS: [&str; 6] = [
-    "--logtostderr",
-    "--alsologtostderr",
-    "--stderrthreshold",
-    "--vmodule",
-    "--log_dir",
-    "--log_backtrace_at",
-];
+/// Stands before each value, so that pico-args takes empty and quoted ones as they are.
+const MARK: char = ':';
 
 /// The command line, in Go's forms.
 pub(super) struct Flags {
@@ -43,14 +37,20 @@ pub(super) struct Flags {
 
 impl Flags {
     /// Brings `-x`, `--x`, `-x=v` and `-x v` to one form: every flag has two dashes and a value.
+    /// After `--` come words only.
     pub(super) fn parse(arguments: Vec<String>, problems: &mut Vec<Problem>) -> Flags {
         let (mut subcommand, mut words, mut help) = (None, Vec::new(), false);
         let mut normalised: Vec<OsString> = Vec::new();
+        let mut only_words = false;
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let name = argument.trim_start_matches('-');
             let dashes = argument.len() - name.len();
-            if dashes == 0 || dashes > 2 || name.is_empty() {
+            if argument.is_empty() {
+                continue; // a shell's variable that is not set
+            } else if argument == "--" && !only_words {
+                only_words = true;
+            } else if only_words || dashes == 0 || dashes > 2 || name.is_empty() {
                 match subcommand {
                     None => subcommand = Some(argument),
                     Some(_) => words.push(argument),
@@ -59,12 +59,12 @@ impl Flags {
                 help = true;
             } else if name == "version" {
                 subcommand = Some(name.to_owned());
-            } else if name.contains('=') {
-                normalised.push(format!("--{name}").into());
+            } else if let Some((name, value)) = name.split_once('=') {
+                normalised.push(format!("--{name}={MARK}{value}").into());
             } else if BOOLEAN_FLAGS.contains(&name) {
-                normalised.push(format!("--{name}=true").into());
+                normalised.push(format!("--{name}={MARK}true").into());
             } else if let Some(value) = arguments.next() {
-                normalised.push(format!("--{name}={value}").into());
+                normalised.push(format!("--{name}={MARK}{value}").into());
             } else {
                 problems.push(Problem::new(format!("-{}", name.escape_debug()), "needs a value"));
             }
@@ -81,7 +81,7 @@ impl Flags {
     pub(super) fn value(&mut self, name: &'static str) -> Option<String> {
         let mut last = None;
         while let Ok(Some(value)) = self.arguments.opt_value_from_str::<_, String>(name) {
-            last = Some(value);
+            last = value.strip_prefix(MARK).map(str::to_owned);
         }
         last
     }
@@ -112,10 +112,7 @@ impl Flags {
     }
 
     /// Everything must have been asked for by now.
-    pub(super) fn finish(mut self, problems: &mut Vec<Problem>) {
-        for name in GLOG_FLAGS {
-            self.value(name);
-        }
+    pub(super) fn finish(self, problems: &mut Vec<Problem>) {
         for left in self.arguments.finish() {
             let left = left.to_string_lossy().into_owned();
             let name = left.trim_start_matches('-').split('=').next().unwrap_or_default();

@@ -64,6 +64,151 @@ fn glog_flags_are_accepted() {
 }
 
 #[test]
+fn booleans_are_read_as_go_reads_them() {
+    let background = |text: &str| {
+        let flag = format!("-background-tasks={text}");
+        let (config, problems) = run("servicebroker", &[&flag], &WORKER);
+        problems.is_empty().then(|| config.unwrap().worker.is_some())
+    };
+    for yes in ["1", "t", "T", "true", "TRUE", "True"] {
+        assert_eq!(background(yes), Some(true), "{yes}");
+    }
+    for no in ["0", "f", "F", "false", "FALSE", "False"] {
+        assert_eq!(background(no), Some(false), "{no}");
+    }
+    for neither in ["", "yes", "no", "on", "tRUE", "2", "-1", " true"] {
+        assert_eq!(background(neither), None, "{neither:?}");
+    }
+}
+
+#[test]
+fn values_are_taken_as_they_stand() {
+    let prefix = |flags: &[&str]| {
+        let (config, problems) = run("servicebroker", flags, &WORKER);
+        (config.unwrap().name_prefix, problems)
+    };
+    // a shell's variable that is not set leaves nothing behind, or an empty value
+    for flags in [
+        &["", "-port", "9000"][..],
+        &["-name-prefix="],
+        &["-name-prefix", ""],
+        &["-name-prefix=a", "-name-prefix="],
+    ] {
+        assert_eq!(prefix(flags), ("tst".to_owned(), vec![]), "{flags:?}");
+    }
+    assert_eq!(prefix(&["-name-prefix", "a", "--name-prefix=b"]).0, "b", "the last one counts");
+    for (flags, given) in [
+        (&["-name-prefix", "-port"][..], "-port"),
+        (&["-name-prefix=a=b"], "a=b"),
+        (&["-name-prefix='x"], "'x"),
+        (&["-name-prefix=\"x\""], "\"x\""),
+    ] {
+        let (taken, problems) = prefix(flags);
+        assert_eq!((taken.as_str(), problems.len()), (given, 1), "{flags:?}");
+    }
+    for flags in [&["--", "-port", "80"][..], &["-port", "80", "--", "version"]] {
+        let (command, problems) =
+            parse("servicebroker", flags.iter().map(|&it| it.to_owned()).collect(), |_| None);
+        let is_version = matches!(command, Command::Version);
+        assert!(
+            is_version || problems.iter().any(|it| it.setting == "command line"),
+            "{flags:?}: {problems:?}"
+        );
+    }
+}
+
+#[test]
+fn verbosity_is_that_of_the_flag_or_of_glogs_variable() {
+    let level = |flags: &[&str], variable: &'static str| {
+        let variables = [WORKER.as_slice(), &[("GLOG_v", variable)]].concat();
+        let (config, problems) = run("servicebroker", flags, &variables);
+        (config.unwrap().verbosity, problems.len())
+    };
+    for (flags, variable, expected) in [
+        (&[][..], "", (0, 0)),
+        (&["-v", "1"], "", (1, 0)),
+        (&["-v=9"], "", (2, 0)),
+        (&["-v", "-1"], "2", (0, 0)),
+        (&[], "2", (2, 0)),
+        (&["-v=0"], "2", (0, 0)),
+        (&[], "much", (0, 1)),
+        (&["-v=much"], "", (0, 1)),
+    ] {
+        assert_eq!(level(flags, variable), expected, "{flags:?} {variable}");
+    }
+}
+
+/// What a process is warned of at its start.
+fn warnings(flags: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
+    let (config, problems) = run("servicebroker", flags, &[WORKER.as_slice(), variables].concat());
+    assert_eq!(problems, Vec::<String>::new(), "{flags:?}");
+    config.unwrap().warnings
+}
+
+#[test]
+fn what_has_no_effect_is_told_once() {
+    let usual = ["-logtostderr=1", "-stderrthreshold", "0", "-insecure", "-alsologtostderr=false"];
+    assert_eq!(warnings(&usual, &[("GLOG_logtostderr", "1")]), Vec::<String>::new());
+    let files =
+        ["-log_dir=/tmp", "-vmodule", "x=2", "-log_dir=/var", "-log_backtrace_at=a:1", "-alsologtostderr"];
+    let said = warnings(&files, &[("GLOG_log_dir", "/tmp")]);
+    assert_eq!(said.len(), 1, "{said:?}");
+    for name in ["--alsologtostderr", "--vmodule", "--log_dir", "--log_backtrace_at", "GLOG_log_dir"] {
+        assert_eq!(said[0].matches(&format!(" {name}")).count(), 1, "{name}: {said:?}");
+    }
+    let said = warnings(&[], &[("STACKIMPACT", "hush")]);
+    assert!(said.len() == 1 && said[0].contains("/metrics") && !said[0].contains("hush"), "{said:?}");
+    for pair in [
+        ["-tls-cert-file=/c.pem", "-tls-private-key-file=/k.pem"],
+        ["-tlsCert=hush", "-tlsKey=hush"],
+        ["-kube-config=/k", "-authenticate-k8s-token=false"],
+    ] {
+        let said = warnings(&pair, &[]);
+        assert!(said.len() == 1 && !said[0].contains("hush"), "{pair:?}: {said:?}");
+    }
+    assert_eq!(warnings(&["-tlsCert=", "-tls-cert-file", ""], &[]), Vec::<String>::new());
+}
+
+#[test]
+fn what_would_protect_less_than_it_says_is_refused() {
+    for (flags, setting) in [
+        (&["-tls-cert-file=/hush"][..], "--tls-private-key-file"),
+        (&["-tls-private-key-file", "/hush"], "--tls-cert-file"),
+        (&["-tlsCert", "hush"], "--tlsKey"),
+        (&["--tlsKey=hush"], "--tlsCert"),
+        (&["-authenticate-k8s-token"], "--authenticate-k8s-token"),
+        (&["-authenticate-k8s-token=T", "-kube-config", "/k"], "--authenticate-k8s-token"),
+        (&["-authenticate-k8s-token=maybe"], "--authenticate-k8s-token"),
+        (&["-insecure=f"], "--insecure"),
+        (&["-insecure=0", "-tlsCert=hush", "-tlsKey=hush"], "--insecure"),
+        (&["-logtostderr=2"], "--logtostderr"),
+        (&["-background-tasks", "-tlsKey=hush"], "--tlsCert"),
+    ] {
+        let (_, problems) = run("servicebroker", flags, &WORKER);
+        assert_eq!(problems.len(), 1, "{flags:?}: {problems:?}");
+        assert!(
+            problems[0].starts_with(&format!("{setting}: ")) && !problems[0].contains("hush"),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
+fn webhooks_are_off_unless_hosts_are_named() {
+    let read = |variables: &[(&'static str, &'static str)]| {
+        let variables = [WORKER.as_slice(), variables].concat();
+        let (config, problems) = run("servicebroker", &["-with-worker"], &variables);
+        let config = config.unwrap();
+        let (api, worker) = (config.api.unwrap().webhook_hosts, config.worker.unwrap());
+        assert_eq!(api, worker.webhook_hosts);
+        (api.len(), worker.retry_webhooks, problems.len())
+    };
+    assert_eq!(read(&[]), (0, false, 0));
+    assert_eq!(read(&[("WEBHOOK_HOSTS", "a,b:80"), ("RETRY_WEBHOOKS", "true")]), (2, true, 0));
+    assert_eq!(read(&[("WEBHOOK_HOSTS", "*"), ("RETRY_WEBHOOKS", "yes")]), (0, false, 2));
+}
+
+#[test]
 fn every_problem_is_named_and_no_value_is_shown() {
     let variables = [
         ("NAME_PREFIX", "Upper_Case"),

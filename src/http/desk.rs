@@ -1,5 +1,6 @@
 //! The endpoints: one short function each, from a [`Call`] to a [`Reply`].
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use super::auth::Auth;
 use super::call::{ACTIONS, Call, Route};
 use super::reply::Reply;
 use super::waiting::{Ticket, Waiters};
+use super::webhook::webhook;
 use crate::broker::{self, Bound, BrokerError, CatalogQuery, Fresh, Habits, Outcome};
 use crate::config::ApiConfig;
 use crate::event::Event;
@@ -180,9 +182,12 @@ impl Desk {
     /// `PUT /v2/service_instances/{instance_id}` (OSB 2.17, "Provisioning").
     fn put_service_instance(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let request = self.body(call)?;
+        let webhook = webhook(call, &self.config.webhook_hosts)?;
         let (key, accepts_incomplete) = (id.clone(), call.accepts_incomplete());
         let made = self.await_task(move |store, fresh| {
-            store.transaction(move |tx| broker::provision(tx, &key, &request, accepts_incomplete, &fresh))
+            store.transaction(move |tx| {
+                broker::provision(tx, &key, &request, accepts_incomplete, &fresh, webhook.as_ref())
+            })
         })?;
         let (status, operation) = match made {
             (Outcome::Enqueued { .. }, Wait::Ended(TaskState::Finished)) => (201, None),
@@ -230,9 +235,11 @@ impl Desk {
     /// instance is being made waits for it: Akkeris binds once, at once, and never again.
     fn put_service_binding(&self, id: &Id, binding: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let request = Arc::new(self.body(call)?);
+        let webhook = webhook(call, &self.config.webhook_hosts)?;
         let bind = || {
             let (id, binding, request) = (id.clone(), binding.clone(), Arc::clone(&request));
-            self.store.transaction(move |tx| broker::bind(tx, &id, &binding, &request))
+            let webhook = webhook.clone();
+            self.store.transaction(move |tx| broker::bind(tx, &id, &binding, &request, webhook.as_ref()))
         };
         let mut bound = bind()?;
         if let Bound::After { operation } = &bound
@@ -306,19 +313,22 @@ impl Desk {
 
     /// Keeps the catalog up to date until the process is to end.
     pub(super) fn keep_catalog(&self, stop: &Event) {
-        let mut pause = Duration::ZERO;
+        let (mut pause, mut said) = (Duration::ZERO, BTreeSet::new());
         while !stop.wait(pause) {
             pause = match self.store.transaction(broker::catalog) {
-                Ok(read) => match serde_json::to_vec(&read) {
-                    Ok(bytes) => {
-                        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(bytes));
-                        CATALOG_INTERVAL
+                Ok((read, complaints)) => {
+                    let complaints: BTreeSet<String> = complaints.into_iter().collect();
+                    complaints.difference(&said).for_each(|it| log::error!("{it}"));
+                    said = complaints;
+                    match serde_json::to_vec(&read) {
+                        Ok(bytes) => {
+                            let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+                            *catalog = Some(Arc::new(bytes));
+                        }
+                        Err(err) => log::error!("catalog not written: cause={err}"),
                     }
-                    Err(err) => {
-                        log::error!("catalog not written: cause={err}");
-                        CATALOG_INTERVAL
-                    }
-                },
+                    CATALOG_INTERVAL
+                }
                 Err(err) if self.catalog().is_some() => {
                     log::warn!("catalog stays as it was: cause={err}");
                     CATALOG_INTERVAL

@@ -19,6 +19,7 @@ mod reply;
 mod strict;
 mod timed;
 mod waiting;
+mod webhook;
 
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};

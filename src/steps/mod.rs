@@ -24,7 +24,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::aws::{Aws, AwsError, Caller, Permit};
 use crate::random;
-use crate::store::{Claim, Instance, NewTask, Store, StoreError, TaskKind, Transaction, Whereabouts};
+use crate::store::{
+    Claim, Instance, NewTask, Store, StoreError, TaskKind, Transaction, Webhook, Whereabouts,
+};
 
 pub(crate) use delete::Removal;
 pub(crate) use form::Form;
@@ -100,6 +102,8 @@ pub(crate) enum Ending {
     Tagged,
     /// The row says what AWS does.
     Resynced,
+    /// A webhook took its notice.
+    Told,
 }
 
 /// Why a run did not come to its end.
@@ -218,6 +222,9 @@ struct Notes {
     /// Provision: the first name turned out to be somebody else's bucket.
     #[serde(default)]
     renamed: bool,
+    /// Provision: who wants to be told of its end. Kept, not read, here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    webhook: Option<Webhook>,
     /// Sweep: the name to look for; removal of a key: its user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -337,6 +344,7 @@ fn account_of(arn: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
 
     #[test]
     fn verdicts_follow_what_helps() {
@@ -368,9 +376,11 @@ mod tests {
 
     #[test]
     fn notes_survive_and_nonsense_counts_as_none() {
-        let notes = Notes { prepared: true, renamed: true, ..Notes::default() };
+        let webhook = Some(Webhook::new(&Secret::new("https://h/"), &Secret::new("s")));
+        let notes = Notes { prepared: true, renamed: true, webhook: webhook.clone(), ..Notes::default() };
         let again = Notes::parse(&notes.to_json());
-        assert!(again.prepared && again.renamed);
+        assert!(again.prepared && again.renamed && again.webhook == webhook);
+        assert_eq!(Notes::parse(&webhook.clone().unwrap().to_metadata().unwrap()).webhook, webhook);
         assert!(!Notes::parse("").prepared && !Notes::parse("[1]").prepared);
         let task = sweep("i", "n".into(), Duration::ZERO).unwrap();
         assert_eq!(Notes::parse(&task.metadata).name.as_deref(), Some("n"));

@@ -1,5 +1,7 @@
 //! Rows of `services` and `plans`: what is sold. Operators edit them.
 
+use std::collections::HashSet;
+
 use postgres::Row;
 use postgres::types::Type;
 
@@ -20,6 +22,10 @@ pub(crate) struct OfferingRow {
     pub(crate) image: String,
     /// Its name for people.
     pub(crate) human_name: String,
+    /// Not sold any more; live instances go on.
+    pub(crate) deprecated: bool,
+    /// Taken out of the catalog; live instances go on.
+    pub(crate) deleted: bool,
 }
 
 /// A row of `plans`.
@@ -55,7 +61,7 @@ pub(crate) struct PlanRow {
     pub(crate) beta: bool,
     /// Not sold any more; live instances go on.
     pub(crate) deprecated: bool,
-    /// Not shown any more; live instances go on.
+    /// Taken out of the catalog; live instances go on.
     pub(crate) deleted: bool,
     /// When it was added, RFC 3339.
     pub(crate) created: String,
@@ -63,10 +69,10 @@ pub(crate) struct PlanRow {
     pub(crate) updated: String,
 }
 
-/// Offerings on sale, in a fixed order.
+/// All offerings, sold or not, the oldest first.
 const OFFERINGS: &str = "
-    select service::text, name::text, human_name, description, categories, image
-    from services where not deleted order by name, service";
+    select service::text, name::text, human_name, description, categories, image, deprecated, deleted
+    from services order by created, service";
 
 /// All columns that a [`PlanRow`] is read from; two selects share it.
 macro_rules! select_plan {
@@ -85,13 +91,17 @@ macro_rules! select_plan {
     };
 }
 
-/// Plans on sale, in a fixed order.
-const PLANS: &str = select_plan!("not p.deleted and not s.deleted order by p.name, p.plan");
+/// All plans, sold or not, the oldest first.
+const PLANS: &str = select_plan!("true order by p.created, p.plan");
+/// Of the plans `$1`, those that have instances which a platform knows of.
+const PLANS_IN_USE: &str = "
+    select distinct plan::text from resources
+    where claimed and not deleted and plan = any($1::text[]::uuid[])";
 /// One plan, sold or not. Compared as text: a platform's id need not be a UUID.
 const FIND_PLAN: &str = select_plan!("p.plan::text = $1");
 
 impl Transaction<'_> {
-    /// All offerings on sale.
+    /// All offerings, the oldest first.
     pub(crate) fn offerings(&mut self) -> Result<Vec<OfferingRow>, StoreError> {
         let rows = self.query(OFFERINGS, &[])?;
         rows.iter()
@@ -103,14 +113,22 @@ impl Transaction<'_> {
                     categories: row.try_get("categories")?,
                     image: row.try_get("image")?,
                     human_name: row.try_get("human_name")?,
+                    deprecated: row.try_get("deprecated")?,
+                    deleted: row.try_get("deleted")?,
                 })
             })
             .collect()
     }
 
-    /// All plans on sale.
+    /// All plans, the oldest first.
     pub(crate) fn plans(&mut self) -> Result<Vec<PlanRow>, StoreError> {
         self.query(PLANS, &[])?.iter().map(PlanRow::read).collect()
+    }
+
+    /// Of these plans, those that have instances.
+    pub(crate) fn plans_in_use(&mut self, plans: &[&str]) -> Result<HashSet<String>, StoreError> {
+        let rows = self.query(PLANS_IN_USE, &[(&plans, Type::TEXT_ARRAY)])?;
+        rows.iter().map(|row| Ok(row.try_get("plan")?)).collect()
     }
 
     /// The plan, also when it is not sold any more.

@@ -57,7 +57,15 @@ const TEXTS: [(TaskKind, &str); 15] = [
     (TaskKind::RestoreDatabase,      "restore-database"),
 ];
 
+/// The kinds that call a webhook and nothing else.
+pub(super) const NOTICES: [TaskKind; 2] = [TaskKind::NotifyCreateService, TaskKind::NotifyCreateBinding];
+
 impl TaskKind {
+    /// Whether it calls a webhook and nothing else.
+    pub(crate) fn is_notice(&self) -> bool {
+        NOTICES.contains(self)
+    }
+
     /// The text in the table.
     pub(crate) fn as_str(&self) -> &str {
         if let TaskKind::Unknown(text) = self {

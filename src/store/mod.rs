@@ -26,6 +26,7 @@ mod names;
 mod schema;
 mod tasks;
 mod upkeep;
+mod webhooks;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -41,7 +42,8 @@ pub(crate) use error::StoreError;
 pub(crate) use instances::{Instance, InstanceStatus, NewInstance, NextKey, Provisioned, Whereabouts};
 pub(crate) use kinds::TaskKind;
 pub(crate) use listen::Listener;
-pub(crate) use tasks::{Claim, LeaseState, NewTask, TaskRow, TaskState};
+pub(crate) use tasks::{Claim, Lane, LeaseState, NewTask, TaskRow, TaskState};
+pub(crate) use webhooks::{Notice, Webhook};
 
 /// How much longer than its statements' limit a call may take before it is given up on; of this it may spend all
 /// on waiting for a connection.

@@ -8,8 +8,9 @@ use postgres::types::Type;
 use super::instances::InstanceStatus;
 use super::{StoreError, Transaction};
 
-/// A row that names something in AWS: it is not deleted, or a task for it is still open.
-#[derive(Debug, Clone)]
+/// A row that names something in AWS: it is not deleted, or a task for it is still open. It has no
+/// `Debug`: a task's metadata may hold a secret.
+#[derive(Clone)]
 pub(crate) struct Named {
     /// The platform's id for the instance.
     pub(crate) id: String,
@@ -23,12 +24,13 @@ pub(crate) struct Named {
     pub(crate) open_tasks: Vec<String>,
 }
 
-/// Both halves come from one statement, so that nothing is lost between them.
+/// Both halves come from one statement, so that nothing is lost between them. Notices name nothing.
 const FIND_NAMED: &str = "
     select i.id, i.name, i.status, i.username,
         array_remove(array_agg(t.metadata order by t.task), null) as open_tasks
     from resources i left join tasks t
         on t.resource = i.id and not t.deleted and t.status in ('pending', 'started')
+        and t.action not in ('notify-create-service-webhook', 'notify-create-binding-webhook')
     where not i.deleted or t.task is not null
     group by i.id order by i.id";
 /// Whether such a row names `$1`, or a task that has not ended has it among its notes.

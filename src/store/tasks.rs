@@ -17,8 +17,9 @@ use postgres::Row;
 use postgres::types::Type;
 
 use super::instances::seconds;
-use super::kinds::TaskKind;
+use super::kinds::{NOTICES, TaskKind};
 use super::listen::{DUE, ENDED};
+use super::webhooks::Ended;
 use super::{Store, StoreError, Transaction};
 
 /// Where a task stands.
@@ -52,8 +53,17 @@ impl TaskState {
     }
 }
 
-/// A task to be enqueued.
-#[derive(Debug, Clone)]
+/// Which tasks a worker's thread takes: receivers of webhooks may be slow, and hold up nobody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Work on AWS.
+    Work,
+    /// Calls of webhooks.
+    Notices,
+}
+
+/// A task to be enqueued. It has no `Debug`: the metadata may hold a secret.
+#[derive(Clone)]
 pub(crate) struct NewTask {
     /// Its id.
     pub(crate) task: String,
@@ -67,8 +77,9 @@ pub(crate) struct NewTask {
     pub(crate) delay: Duration,
 }
 
-/// A task that this worker has claimed. Task, worker and claim time together are the fence.
-#[derive(Debug, Clone)]
+/// A task that this worker has claimed. Task, worker and claim time together are the fence. It has no
+/// `Debug`: the metadata may hold a secret.
+#[derive(Clone)]
 pub(crate) struct Claim {
     /// The task's id.
     pub(crate) task: String,
@@ -112,7 +123,8 @@ pub(crate) struct TaskRow {
     pub(crate) ended: Option<Duration>,
 }
 
-/// `$1` is this worker's name, `$2` the lease in seconds. One row at most; the order is total.
+/// `$1` is this worker's name, `$2` the lease in seconds, `$3` are the actions of notices. One row at most;
+/// the order is total.
 ///
 /// A row is due when pending, or when its worker's lease ran out, or when the Go broker left it
 /// (it never sets `worker`). Another running task of the same instance holds it back, a dead one
@@ -123,6 +135,7 @@ const CLAIM: &str = "
     where task = (
         select t.task from tasks t join resources i on i.id = t.resource
         where not t.deleted and t.status in ('pending', 'started') and t.run_at <= now()
+          and t.action <> all($3)
           and (t.status = 'pending'
             or (t.worker is not null and t.lease_until < now())
             or (t.worker is null and t.started < now() - interval '1 hour'))
@@ -133,6 +146,11 @@ const CLAIM: &str = "
         limit 1
         for no key update of t, i skip locked)
     returning task::text, resource, action, metadata, retries, started";
+
+/// The part of [`CLAIM`] that keeps to one lane.
+const NO_NOTICES: &str = "t.action <> all($3)";
+/// What stands there in the other.
+const ONLY_NOTICES: &str = "t.action = any($3)";
 
 /// SQLSTATE of a broken unique index.
 const UNIQUE_VIOLATION: &str = "23505";
@@ -190,7 +208,7 @@ const UNSTOPPABLE: [TaskKind; 4] =
 const STOP_PENDING: &str = "
     update tasks set status = 'failed', result = 'stopped by delete', finished = now()
     where resource = $1 and status = 'pending' and action <> all($2) and not deleted
-    returning task::text";
+    returning task::text, action, metadata";
 /// Running ones are told to stop, but for the actions `$2`.
 const CANCEL_RUNNING: &str = "
     update tasks set cancel = true
@@ -225,15 +243,28 @@ const FIND_ENDED: &str = "
     where task = any($1::text[]::uuid[]) and status in ('finished', 'failed')";
 
 impl Store {
-    /// Claims the next due task, or one whose worker let its lease run out.
+    /// Claims the next due task of a lane, or one whose worker let its lease run out.
     ///
     /// The unique index over running tasks is the safety net: when it objects, another worker was
     /// faster, and the claim is tried again.
-    pub(crate) fn claim_task(&self, worker: &str, lease: Duration) -> Result<Option<Claim>, StoreError> {
+    pub(crate) fn claim_task(
+        &self,
+        worker: &str,
+        lease: Duration,
+        lane: Lane,
+    ) -> Result<Option<Claim>, StoreError> {
+        let sql = match lane {
+            Lane::Work => CLAIM.to_owned(),
+            Lane::Notices => CLAIM.replace(NO_NOTICES, ONLY_NOTICES),
+        };
         for _ in 0..CLAIM_TRIES {
+            let sql = sql.clone();
             let (name, lease_s) = (worker.to_owned(), lease.as_secs_f64());
             let claimed = self.transaction(move |tx| {
-                let row = tx.query_opt(CLAIM, &[(&name, Type::TEXT), (&lease_s, Type::FLOAT8)])?;
+                let notices: Vec<&str> = NOTICES.iter().map(TaskKind::as_str).collect();
+                let parameters: [super::Parameter<'_>; 3] =
+                    [(&name, Type::TEXT), (&lease_s, Type::FLOAT8), (&notices, Type::TEXT_ARRAY)];
+                let row = tx.query_opt(&sql, &parameters)?;
                 row.map(|row| Claim::read(&row, name)).transpose()
             });
             match claimed {
@@ -330,6 +361,14 @@ impl Transaction<'_> {
     /// Ends a claim and tells who waits for the task.
     fn settle(&mut self, claim: &Claim, state: &str, result: &str) -> Result<(), StoreError> {
         self.execute(SETTLE, &[(&claim.task, Type::TEXT), (&state, Type::TEXT), (&result, Type::TEXT)])?;
+        self.settle_webhook(&Ended {
+            task: &claim.task,
+            instance: &claim.instance,
+            kind: &claim.kind,
+            metadata: &claim.metadata,
+            succeeded: state == "finished",
+            result,
+        })?;
         self.notify(ENDED, &claim.task)
     }
 
@@ -386,7 +425,10 @@ impl Transaction<'_> {
         let spared: Vec<&str> = UNSTOPPABLE.iter().map(TaskKind::as_str).collect();
         let parameters: [super::Parameter<'_>; 2] = [(&instance, Type::TEXT), (&spared, Type::TEXT_ARRAY)];
         for row in self.query(STOP_PENDING, &parameters)? {
-            self.notify(ENDED, row.try_get("task")?)?;
+            let (task, kind) = (row.try_get("task")?, TaskKind::parse(row.try_get("action")?));
+            let (metadata, result) = (row.try_get("metadata")?, "stopped by delete");
+            self.settle_webhook(&Ended { task, instance, kind: &kind, metadata, succeeded: false, result })?;
+            self.notify(ENDED, task)?;
         }
         self.execute(CANCEL_RUNNING, &parameters).map(drop)
     }
@@ -421,7 +463,7 @@ impl Transaction<'_> {
     }
 
     /// Tells who listens on `channel`, once committed.
-    fn notify(&mut self, channel: &str, task: &str) -> Result<(), StoreError> {
+    pub(super) fn notify(&mut self, channel: &str, task: &str) -> Result<(), StoreError> {
         self.query_one(NOTIFY, &[(&channel, Type::TEXT), (&task, Type::TEXT)]).map(drop)
     }
 }
@@ -464,5 +506,15 @@ impl LeaseState {
     /// From a row with `cancel`.
     fn read(row: &Row) -> Result<LeaseState, StoreError> {
         Ok(if row.try_get("cancel")? { LeaseState::Cancelled } else { LeaseState::Held })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_lanes_are_told_apart() {
+        assert_eq!(CLAIM.matches(NO_NOTICES).count(), 1);
     }
 }

@@ -119,6 +119,7 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             tx.set_status(&claim.instance, InstanceStatus::Available)?;
             tx.fail_task(claim, &reason)
         }
+        Ending::Told => tx.finish_task(claim, "delivered"),
     }
 }
 

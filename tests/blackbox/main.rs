@@ -37,3 +37,4 @@ mod strictness;
 mod support;
 mod tags;
 mod upgrade;
+mod webhooks;

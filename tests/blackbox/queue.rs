@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use postgres::Client;
-use postgres::types::Type;
+use postgres::types::{ToSql, Type};
 
 use crate::relay::{Fault, Point, When};
 use crate::support::*;
@@ -26,8 +26,18 @@ struct Claimed {
 
 /// Claims as a worker does: once more when another was faster at the last moment.
 fn claim(client: &mut Client, worker: &str, lease_s: f64) -> Option<Claimed> {
+    claim_in(client, worker, lease_s, false)
+}
+
+/// The same in the lane of notices or in that of all other tasks.
+fn claim_in(client: &mut Client, worker: &str, lease_s: f64, notices: bool) -> Option<Claimed> {
+    let kinds = &["notify-create-service-webhook", "notify-create-binding-webhook"][..];
+    let sql = claim_statement();
+    let sql = if notices { sql.replace("<> all($3)", "= any($3)") } else { sql.to_owned() };
     for _ in 0..5 {
-        match client.query_typed(claim_statement(), &[(&worker, Type::TEXT), (&lease_s, Type::FLOAT8)]) {
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&worker, Type::TEXT), (&lease_s, Type::FLOAT8), (&kinds, Type::TEXT_ARRAY)];
+        match client.query_typed(&sql, &parameters) {
             Ok(rows) => {
                 return rows
                     .first()
@@ -174,6 +184,26 @@ fn tasks_come_in_the_order_in_which_they_are_due_and_none_too_early() {
     enqueue(&mut client, "three", &[("deleted", "true")]);
     let mut next = || claim(&mut client, "worker", 60.0).map(|it| it.task);
     assert_eq!([next(), next(), next()], [Some(first), Some(second), None]);
+}
+
+#[test]
+fn notices_are_claimed_by_those_who_deliver_them_and_by_nobody_else() {
+    let database = database(&["one", "two", "three"]);
+    let mut client = database.connect();
+    let work = enqueue(&mut client, "one", &[]);
+    let notices = [("two", "service"), ("three", "binding")].map(|(instance, of)| {
+        let notice = enqueue(&mut client, instance, &[]);
+        let sql =
+            format!("update tasks set action = 'notify-create-{of}-webhook' where task = $1::text::uuid");
+        client.execute(&sql, &[&notice]).unwrap();
+        notice
+    });
+    let mut next = |notices| claim_in(&mut client, "worker", 60.0, notices).map(|it| it.task);
+    assert_eq!([next(false), next(false)], [Some(work), None]);
+    assert_eq!(
+        [next(true), next(true), next(true)],
+        [Some(notices[0].clone()), Some(notices[1].clone()), None]
+    );
 }
 
 #[test]

@@ -142,7 +142,7 @@ fn a_worker_cut_after_any_statement_of_a_provision_goes_on() {
 fn a_claim_that_was_cut_after_its_commit_is_taken_again_when_its_lease_has_run_out() {
     let (setup, proxy, api) = worker_behind_proxy();
     assert_eq!(api.provision("one", BASIC).status, 202);
-    count(&proxy, |sql| sql.contains("set status = 'started'"));
+    count(&proxy, |sql| sql.contains("set status = 'started'") && sql.contains("<> all"));
     proxy.arm(Point::Name("commit#1".to_owned()), Fault::After);
     let worker = setup.worker();
     proxy.wait_until_struck(PATIENCE);

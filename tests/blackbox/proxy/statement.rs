@@ -36,7 +36,7 @@ pub(crate) fn steps_of_a_task(sql: &str) -> bool {
 /// Counts what an api does for a request that changes something, and not what it does anyway: the catalog,
 /// the tasks that are waited for, health.
 pub(crate) fn steps_of_a_request(sql: &str) -> bool {
-    let is_catalog = sql.contains("from services where") || sql.contains("order by p.name");
+    let is_catalog = sql.contains("from services") || sql.contains("order by p.created");
     steps_of_a_task(sql) && !is_catalog && !sql.contains("::uuid[]")
 }
 

@@ -27,6 +27,8 @@ fn all_problems_are_named_at_once_one_line_each() {
         ("AWS_REGION", "US West"),
         ("AWS_ACCESS_KEY_ID", ""),
         ("AWS_EC2_METADATA_DISABLED", "perhaps"),
+        ("WEBHOOK_HOSTS", "*"),
+        ("RETRY_WEBHOOKS", "perhaps"),
     ];
     let about = complained(&mut broker(&["-with-worker", "-nope=hush", "stray"], &wrong));
     let mut expected: Vec<&str> = wrong.iter().map(|(name, _)| *name).collect();
@@ -72,6 +74,9 @@ fn each_setting_has_its_bounds() {
         ("AWS_ENDPOINT_URL_S3", &["h:9000"]),
         ("AWS_ENDPOINT_URL_IAM", &["h:9000"]),
         ("AWS_EC2_METADATA_DISABLED", &["1", "yes"]),
+        ("WEBHOOK_HOSTS", &["*.example", "https://h", "a,,b", "h:99999", "h/"]),
+        ("RETRY_WEBHOOKS", &["1", "yes"]),
+        ("GLOG_v", &["much"]),
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &["h:80", "http://h/", "http://169.254.169.254/"]),
     ] {
         for value in values {
@@ -106,6 +111,13 @@ fn flags_that_nobody_knows_are_refused() {
         ("-v=much", "--v"),
         ("-strict-osb=maybe", "--strict-osb"),
         ("-insecure=false", "--insecure"),
+        ("-insecure=F", "--insecure"),
+        ("-logtostderr=maybe", "--logtostderr"),
+        ("-tlsCert=hush", "--tlsKey"),
+        ("-tlsKey=hush", "--tlsCert"),
+        ("-tls-cert-file=/hush", "--tls-private-key-file"),
+        ("-tls-private-key-file=/hush", "--tls-cert-file"),
+        ("-authenticate-k8s-token", "--authenticate-k8s-token"),
         ("serve", "command line"),
     ] {
         assert_eq!(complained(&mut broker(&[flag], &[])), [about], "{flag}");

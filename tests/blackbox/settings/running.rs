@@ -52,6 +52,62 @@ fn version_and_help_need_no_settings() {
 }
 
 #[test]
+fn the_old_binarys_command_line_still_starts_and_says_what_has_no_effect() {
+    let old = [
+        "-logtostderr=1",
+        "-stderrthreshold",
+        "0",
+        "-v",
+        "2",
+        "-insecure",
+        "-port=0",
+        "-log_dir=/nonexistent",
+        "-vmodule",
+        "a=1",
+        "-alsologtostderr",
+        "-log_backtrace_at=a.go:1",
+        "-tls-cert-file=/hush.pem",
+        "--tls-private-key-file",
+        "/hush.key",
+        "-tlsCert=hush",
+        "-tlsKey",
+        "hush",
+        "-kube-config",
+        "/hush",
+        "-authenticate-k8s-token=false",
+        "-name-prefix",
+        "",
+    ];
+    let variables = [("GLOG_logtostderr", "1"), ("GLOG_log_dir", "/hush"), ("STACKIMPACT", "hush")];
+    for role in [&[][..], &["-background-tasks"]] {
+        let mut process = Broker::start(&mut broker(&[&old[..], role].concat(), &variables));
+        process.wait_for_log("database not ready");
+        ends_well(&mut process);
+        let log = process.log();
+        assert!(!log.contains("hush") && log.contains("DEBUG"), "{log}");
+        for name in [
+            "STACKIMPACT",
+            "/metrics",
+            "--log_dir",
+            "--vmodule",
+            "--alsologtostderr",
+            "--log_backtrace_at",
+            "GLOG_log_dir",
+            "--tls-cert-file and",
+            "--tlsCert and",
+            "--kube-config",
+        ] {
+            assert_eq!(log.matches(name).count(), 1, "{name}: {log}");
+        }
+        for name in ["--logtostderr", "stderrthreshold", "GLOG_logtostderr"] {
+            assert!(!log.contains(name), "{name}: {log}");
+        }
+        let told = log.lines().filter(|it| it.contains("effect")).count();
+        assert_eq!(told, 5, "{log}");
+    }
+}
+
+#[test]
 fn the_variable_port_is_stronger_than_the_flag() {
     let (_holder, taken) = taken_port();
     let flag = format!("-port={taken}");

@@ -95,7 +95,11 @@ fn check_four_plans(catalog: &Value) {
         let plan = plan_of(catalog, id);
         check_plan(service, &plan);
         assert_eq!(plan["name"], name);
-        assert_eq!(plan["metadata"]["price"], json!({ "cents": cents, "unit": "month" }), "{name}");
+        assert_eq!(
+            plan["metadata"]["price"],
+            json!({ "cents": cents, "unit": "month", "contract": false }),
+            "{name}"
+        );
         let attributes =
             json!({ "versioned": versioned, "encrypted": encrypted, "geo-replication": "false" });
         assert_eq!(plan["metadata"]["attributes"], attributes, "{name}");
@@ -153,7 +157,7 @@ fn edits_of_a_plan_show_soon() {
     let catalog = soon(&api, "the deleted plan vanishes", |it| plan_of(it, SHIELD_VERSIONED).is_null());
     let basic = plan_of(&catalog, BASIC);
     assert_eq!(basic["free"], true);
-    assert_eq!(basic["metadata"]["price"], json!({ "cents": 0, "unit": "year" }));
+    assert_eq!(basic["metadata"]["price"], json!({ "cents": 0, "unit": "year", "contract": false }));
     assert_eq!(basic["description"], "Now <free> & \"ünïque\".");
     assert_eq!(basic["metadata"]["human_name"], "Free");
     assert_eq!(basic["metadata"]["attributes"], json!({ "new": [1] }));
@@ -187,4 +191,123 @@ fn edits_of_an_offering_show_soon() {
     }
     write(&setup, "update services set deleted = true");
     soon(&api, "nothing is sold any more", |it| *it == json!({ "services": [] }));
+}
+
+#[test]
+fn a_plan_with_instances_stays_in_the_catalog_and_they_stay_usable() {
+    let setup = impatient();
+    let api = setup.api(&[]);
+    add_instance(&setup, "live", "available");
+    write(
+        &setup,
+        &format!(
+            "insert into resources (id, name, plan, claimed, status) values ('stock', 'n', '{SHIELD}', false, 'available');
+             insert into resources (id, name, plan, claimed, status, deleted)
+             values ('gone', 'n', '{SHIELD_VERSIONED}', true, 'available', true);
+             update plans set deleted = true where name <> 'versioned';
+             update plans set deprecated = true where name = 'versioned'"
+        ),
+    );
+    let catalog = soon(&api, "what nobody has vanishes", |it| plan_of(it, SHIELD).is_null());
+    assert!(plan_of(&catalog, SHIELD_VERSIONED).is_null(), "its instance is gone");
+    assert_eq!(plan_of(&catalog, BASIC)["metadata"]["state"], "shutdown");
+    assert_eq!(plan_of(&catalog, VERSIONED)["metadata"]["state"], "shutdown", "without instances too");
+    for (instance, plan) in [("new", BASIC), ("new", VERSIONED), ("gone", SHIELD_VERSIONED)] {
+        check_error("nothing new", &api.provision(instance, plan), 400);
+    }
+    assert_eq!(count(&setup, "tasks"), "0");
+    check_live(&api);
+    write(&setup, "update services set deleted = true");
+    soon(&api, "its offering was deleted too", |it| plan_of(it, VERSIONED).is_null());
+    check_live(&api);
+    let catalog = api.get("/v2/catalog").json;
+    assert_eq!(plan_of(&catalog, BASIC)["metadata"]["state"], "shutdown");
+    assert_eq!(api.deprovision("live", BASIC).status, 202);
+    write(&setup, "update resources set deleted = true where id = 'live'");
+    soon(&api, "nothing is left", |it| *it == json!({ "services": [] }));
+}
+
+/// What a platform does with an instance of a plan that is not sold.
+fn check_live(api: &Api) {
+    check_empty("the same again", &api.provision("live", BASIC), 200);
+    let bound = api.put(&binding_at("live", "b"), &bind_body(BASIC));
+    assert!(matches!(bound.status, 200 | 201), "{}", bound.text);
+    check_json("fetch", &api.get(&binding_at("live", "b")), 200);
+    check_json("poll", &api.get(&format!("{}/last_operation", at("live"))), 200);
+    check_empty("unbind", &api.delete(&format!("{}?{}", binding_at("live", "b"), ids_in_query())), 200);
+}
+
+#[test]
+fn broken_rows_are_told_once_and_not_sold() {
+    let setup = impatient();
+    let api = setup.api(&[]);
+    add_instance(&setup, "live", "available");
+    let breakage = "update plans set attributes = '[1]' where name = 'basic';
+        update plans set attributes = '\"x\"' where name = 'versioned';
+        update plans set provider_private_details = '{\"versioned\": \"yes\"}' where name = 'shield';
+        update plans set description = ' ' where name = 'shield-versioned'";
+    let sound = "insert into plans (plan, service, name, human_name, description, version, type, scheme, attributes,
+             provider, provider_private_details)
+         select '9d1b0a3e-0000-4000-8000-000000000003', service, 'sound', '', 'It works.', 'v1', 's3', 's3', '{}',
+             'aws-s3', '{}' from services";
+    write(&setup, &format!("{breakage}; {sound}"));
+    let catalog = soon(&api, "broken ones vanish", |it| plan_of(it, VERSIONED).is_null());
+    let own = plan_of(&catalog, "9d1b0a3e-0000-4000-8000-000000000003");
+    assert_eq!((&own["metadata"]["state"], &own["metadata"]["human_name"]), (&json!("ga"), &json!("sound")));
+    assert!(plan_of(&catalog, SHIELD).is_null() && plan_of(&catalog, SHIELD_VERSIONED).is_null());
+    let kept = plan_of(&catalog, BASIC);
+    assert_eq!(
+        (&kept["metadata"]["state"], &kept["metadata"]["attributes"]),
+        (&json!("shutdown"), &json!({}))
+    );
+    for plan in [BASIC, VERSIONED, SHIELD, SHIELD_VERSIONED] {
+        check_error("not sold", &api.provision("new", plan), 400);
+    }
+    assert_eq!(count(&setup, "tasks"), "0");
+    check_live(&api);
+    let told = |plan: &str| api.log().matches(&format!("plan not sold: plan={plan} ")).count();
+    // a later look tells nothing that was told
+    write(&setup, "update plans set human_name = 'Sound' where name = 'sound'");
+    soon(&api, "another edit shows", |it| it.to_string().contains("\"Sound\""));
+    assert_eq!([BASIC, VERSIONED, SHIELD, SHIELD_VERSIONED].map(told), [1, 1, 1, 1], "{}", api.log());
+    write(
+        &setup,
+        "update plans set attributes = '{}', description = 'Mended.', provider_private_details = '{}'",
+    );
+    soon(&api, "all are mended", |it| plan_of(it, SHIELD)["metadata"]["state"] == "ga");
+    write(&setup, "update plans set attributes = '1' where name = 'versioned'");
+    soon(&api, "broken again", |it| plan_of(it, VERSIONED).is_null());
+    assert_eq!([VERSIONED, SHIELD].map(told), [2, 1], "{}", api.log());
+}
+
+#[test]
+fn a_name_belongs_to_the_oldest_row_on_sale() {
+    let setup = impatient();
+    let api = setup.api(&[]);
+    let second = "9d1b0a3e-0000-4000-8000-000000000004";
+    add_instance(&setup, "live", "available");
+    write(
+        &setup,
+        &format!(
+            "insert into plans (plan, service, name, human_name, description, version, type, scheme, attributes,
+                 provider, provider_private_details, created)
+             select '{second}', service, name, 'Second', description, version, type, scheme, attributes, provider,
+                 provider_private_details, now() + interval '1 second' from plans where name = 'basic';
+             update plans set cost_cents = 1 where name = 'shield'"
+        ),
+    );
+    let catalog = soon(&api, "the edits show", |it| plan_of(it, SHIELD)["metadata"]["price"]["cents"] == 1);
+    assert!(plan_of(&catalog, second).is_null());
+    assert_eq!(plan_of(&catalog, BASIC)["name"], "basic");
+    api.wait_for_log(&format!("plan not sold: plan={second} "));
+    check_error("not in the catalog", &api.provision("new", second), 400);
+    write(&setup, &format!("update plans set deleted = true where plan = '{BASIC}'"));
+    let catalog = soon(&api, "the second has the name", |it| !plan_of(it, second).is_null());
+    assert_eq!(plan_of(&catalog, second)["name"], "basic");
+    let first = plan_of(&catalog, BASIC);
+    assert_eq!(
+        (&first["metadata"]["state"], text(&first, "name")),
+        (&json!("shutdown"), &*format!("basic-{BASIC}"))
+    );
+    assert_eq!(first["metadata"]["key"], format!("akkeris-s3:basic-{BASIC}"));
 }
