@@ -158,6 +158,15 @@ create table if not exists bindings (
     primary key (resource, binding)
 );
 
+-- The instances that nobody has claimed yet: few among many.
+create index if not exists resources_unclaimed on resources (plan, created) where not claimed and not deleted;
+-- Plans of which no instance could be made in advance, and until when it is not tried again.
+create table if not exists stock_failures (
+    plan uuid primary key references plans (plan),
+    failures integer not null,
+    not_before timestamptz not null
+);
+
 -- The offering and its plans. Rows that exist already are the operator's and stay as they are.
 
 insert into services (service, name, human_name, description, categories, image) values (
@@ -202,5 +211,5 @@ create table if not exists schema_version (
     only_row boolean primary key default true check (only_row),
     version integer not null
 );
-insert into schema_version (version) values (2)
+insert into schema_version (version) values (3)
 on conflict (only_row) do update set version = excluded.version;

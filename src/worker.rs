@@ -11,6 +11,7 @@
 mod lease;
 mod retry;
 mod settle;
+mod stock;
 mod upkeep;
 
 use std::collections::HashMap;
@@ -134,6 +135,7 @@ impl Worker {
             shop.place_old_instances();
         })?;
         worker.spawn("upkeep".to_owned(), &shop, Shop::keep_house)?;
+        worker.spawn("stock".to_owned(), &shop, Shop::keep_stock)?;
         Ok(worker)
     }
 

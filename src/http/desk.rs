@@ -151,7 +151,7 @@ impl Desk {
             store.transaction(move |tx| broker::provision(tx, &key, &request, accepts_incomplete, &names))
         })?;
         Ok(match outcome {
-            Waited::Now(Outcome::Enqueued { .. }) => Reply::empty(201),
+            Waited::Now(Outcome::Enqueued { .. } | Outcome::Claimed) => Reply::empty(201),
             Waited::Now(Outcome::InProgress { operation }) | Waited::Later(operation) => {
                 Reply::accepted(&operation)
             }
@@ -169,7 +169,7 @@ impl Desk {
             store.transaction(move |tx| broker::deprovision(tx, &key, &query, accepts_incomplete, &names))
         })?;
         Ok(match outcome {
-            Waited::Now(Outcome::Enqueued { .. } | Outcome::Done) => Reply::empty(200),
+            Waited::Now(Outcome::Enqueued { .. } | Outcome::Claimed | Outcome::Done) => Reply::empty(200),
             Waited::Now(Outcome::InProgress { operation }) | Waited::Later(operation) => {
                 Reply::accepted(&operation)
             }

@@ -9,6 +9,7 @@
 //! - Before each AWS call the [`Permit`] is asked, so nothing happens after the lease is lost.
 //! - Every write to the database is made while the claim is held.
 
+mod check;
 mod delete;
 mod provision;
 
@@ -67,6 +68,15 @@ pub(crate) enum Ending {
     },
     /// Nothing of that name came up again.
     Swept,
+    /// An instance of the stock can be handed out; its bucket is there.
+    Sound(Whereabouts),
+    /// It cannot, and must be replaced.
+    Unsound {
+        /// What is wrong, fit for the log.
+        reason: String,
+    },
+    /// The instance is not one of the stock any more.
+    NotStock,
 }
 
 /// Why a run did not come to its end.
@@ -85,7 +95,7 @@ pub(crate) enum StepError {
         /// What for, fit for the platform to read.
         reason: String,
     },
-    /// AWS will not let something go; names what. Repeated all the same.
+    /// AWS will not let something go, or shows something that is wrong; says what. Repeated all the same.
     Stuck(String),
 }
 
@@ -160,11 +170,11 @@ pub(crate) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
         TaskKind::Provision => provision::run(work),
         TaskKind::Delete => delete::run(work),
         TaskKind::Sweep => delete::sweep(work),
+        TaskKind::Check => check::run(work),
         TaskKind::ChangePlans
         | TaskKind::RotateCredentials
         | TaskKind::RemovePreviousKey
         | TaskKind::Tag
-        | TaskKind::Check
         | TaskKind::NotifyCreateService
         | TaskKind::NotifyCreateBinding
         | TaskKind::ResyncFromProvider
@@ -227,7 +237,7 @@ impl Work<'_> {
     /// The instance as it is now.
     fn instance(&self) -> Result<Instance, StepError> {
         let id = self.claim.instance.clone();
-        let found = self.store.transaction(move |tx| tx.find_instance(&id))?;
+        let found = self.store.transaction(move |tx| tx.find_any_instance(&id))?;
         found.ok_or_else(|| StepError::Unfixable("the instance has no row".to_owned()))
     }
 

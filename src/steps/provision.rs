@@ -35,13 +35,13 @@ const NONCURRENT_DAYS: u32 = 180;
 
 /// What a plan's `provider_private_details` promise.
 #[derive(Debug, Default, Deserialize, PartialEq, Eq)]
-struct Promise {
+pub(super) struct Promise {
     /// Overwritten and deleted objects are kept.
     #[serde(default)]
-    versioned: bool,
+    pub(super) versioned: bool,
     /// Objects are encrypted with a KMS key.
     #[serde(default)]
-    encrypted: bool,
+    pub(super) encrypted: bool,
     /// The key; `${AWS_KMS_KEY_ID}` stands for the worker's setting.
     #[serde(default, rename = "kmsKeyId")]
     kms_key_id: Option<String>,
@@ -87,7 +87,7 @@ fn prepare(work: &Work<'_>, instance: &mut Instance, notes: &mut Notes) -> Resul
 }
 
 /// What the instance's plan promises.
-fn promise(work: &Work<'_>, instance: &Instance) -> Result<Promise, StepError> {
+pub(super) fn promise(work: &Work<'_>, instance: &Instance) -> Result<Promise, StepError> {
     let plan = instance.provisioned.plan.clone();
     let row = work.store.transaction(move |tx| tx.find_plan(&plan))?;
     let row = row.ok_or_else(|| StepError::Unfixable("the instance's plan has no row".to_owned()))?;

@@ -60,10 +60,10 @@ const TEXTS: [(TaskKind, &str); 15] = [
 impl TaskKind {
     /// The text in the table.
     pub(crate) fn as_str(&self) -> &str {
-        match self {
-            TaskKind::Unknown(text) => text,
-            known => TEXTS.iter().find(|(kind, _)| kind == known).map_or("", |(_, text)| text),
+        if let TaskKind::Unknown(text) = self {
+            return text;
         }
+        TEXTS.iter().find(|(kind, _)| kind == self).map_or("", |(_, text)| text)
     }
 
     /// The kind that a text in the table means.

@@ -22,6 +22,7 @@ mod kinds;
 mod listen;
 mod names;
 mod schema;
+mod stock;
 mod tasks;
 mod upkeep;
 
@@ -39,6 +40,7 @@ pub(crate) use error::StoreError;
 pub(crate) use instances::{Instance, InstanceStatus, NewInstance, Provisioned, Whereabouts};
 pub(crate) use kinds::TaskKind;
 pub(crate) use listen::Listener;
+pub(crate) use stock::Stock;
 pub(crate) use tasks::{Claim, LeaseState, NewTask, TaskRow, TaskState};
 
 /// How much longer than its statements' limit a call may take before it is given up on; of this it may spend all

@@ -29,5 +29,6 @@ mod relay;
 mod schema;
 mod settings;
 mod statuses;
+mod stock;
 mod strictness;
 mod support;
