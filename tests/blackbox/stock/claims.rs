@@ -134,8 +134,11 @@ fn only_what_is_ready_and_vouched_for_is_handed_out() {
         (vouched("deleted = true"), false),
         (vouched("finished = null"), false),
         (
-            vouched("finished = now() - interval '2 hours'; ")
-                + &check("status, finished", "'finished', now()"),
+            [
+                vouched("finished = now() - interval '2 hours'"),
+                check("status, finished", "'finished', now()"),
+            ]
+            .join("; "),
             true,
         ),
     ]
