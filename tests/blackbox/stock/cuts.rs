@@ -79,3 +79,28 @@ fn an_api_that_is_killed_before_its_commit_has_claimed_nothing() {
     let setup = setup.with("DATABASE_URL", &direct);
     assert_eq!(setup.api(&[]).provision("new", BASIC).status, 201);
 }
+
+#[test]
+fn an_instance_that_a_worker_takes_at_the_last_moment_is_left_to_it() {
+    let (setup, proxy, api) = scene();
+    proxy.arm(Point::Name("with#1".to_owned()), Fault::Hold);
+    let asked = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| api.provision("new", BASIC));
+        proxy.wait_until_struck(PATIENCE);
+        let begun = "update tasks set status = 'started', worker = 'w', started = now(),
+            lease_until = now() + interval '1 minute' where action = 'check'";
+        setup.database.connect().batch_execute(begun).unwrap();
+        proxy.release();
+        asked.join().unwrap()
+    });
+    assert_eq!(asked.status, 202, "{}", asked.text);
+    let made = "select concat_ws(' | ',
+        (select concat_ws(' ', name, claimed, status) from resources where id = 'stocked'),
+        (select concat_ws(' ', name <> 'bucket-stocked', claimed, status) from resources where id = 'new'),
+        (select string_agg(concat_ws(' ', resource, action, status), ', ' order by resource, action) from tasks))";
+    assert_eq!(
+        setup.database.text(made).unwrap(),
+        "bucket-stocked f available | t t provisioning | \
+         new provision pending, stocked check started, stocked provision finished"
+    );
+}

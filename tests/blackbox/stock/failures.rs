@@ -81,3 +81,25 @@ fn stock_whose_user_is_refused_is_tried_less_and_less() {
 fn stock_whose_bucket_is_refused_leaves_no_user() {
     backs_off("CreateBucket");
 }
+
+#[test]
+fn what_aws_does_not_answer_is_held_against_nobody() {
+    let relay = relay();
+    let setup = Setup::new().with("WAIT_SECONDS", "0").with("LEASE_SECONDS", "8").through(&relay);
+    let (api, worker) = (setup.api(&[]), setup.worker());
+    keep(&setup, BASIC, 1);
+    let stock = wait_for_stock(&setup, 1);
+    relay.plan(Point::Every("GetBucketLocation".to_owned()), When::Before, Fault::Replay("s3.slowdown"));
+    age_checks(&setup);
+    worker.wait_for_log("stock not looked at: instance=");
+    let check = "select concat_ws(' ', status, retries) from tasks where action = 'check'";
+    eventually("it waits", PATIENCE, || (setup.database.text(check)? == "pending 0").then_some(()));
+    assert_eq!(api.provision("one", BASIC).status, 201);
+    assert_eq!(api.bind("one", "b")["S3_BUCKET"].as_str(), Some(stock[0].as_str()));
+    assert_eq!(setup.database.text(check).as_deref(), Some("finished 0"));
+    relay.calm_down();
+    keep(&setup, BASIC, 0);
+    api.remove("one", BASIC);
+    wait_for_stock(&setup, 0);
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}
