@@ -222,3 +222,17 @@ fn nobody_reaches_an_instance_of_the_stock_by_guessing_its_id() {
     }
     assert_eq!(setup.database.text(all), before);
 }
+
+#[test]
+fn an_instance_that_is_being_looked_at_stands_in_nobodys_way() {
+    let setup = Setup::new().with("WAIT_SECONDS", "0");
+    let api = setup.api(&[]);
+    let running = "insert into tasks (task, resource, action, status, worker, started, lease_until) values
+        (gen_random_uuid(), 'older', 'check', 'started', 'w', now(), now() + interval '1 minute');
+        update resources set created = now() - interval '1 day'";
+    add_ready(&setup, "older", running);
+    add_ready(&setup, "younger", "");
+    assert_eq!(api.provision("one", BASIC).status, 201);
+    let name = setup.database.text("select name from resources where id = 'one'");
+    assert_eq!(name.as_deref(), Some("bucket-younger"));
+}

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use super::*;
+use crate::proxy::Proxy;
 
 /// What `servicebroker reconcile` says: exit code and lines.
 fn reconcile(setup: &Setup) -> (Option<i32>, String) {
@@ -160,6 +161,34 @@ fn what_the_old_broker_had_in_stock_is_used_and_what_it_left_is_removed() {
     setup.database.connect().batch_execute("delete from resources where id = 'young'").unwrap();
     keep(&setup, BASIC, 0);
     api.remove("one", BASIC);
+    wait_for_stock(&setup, 0);
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}
+
+#[test]
+fn while_one_worker_decides_no_other_does() {
+    const LOOKS: usize = 3;
+    let source = include_str!("../../../src/store/stock.rs");
+    let (_, rest) = source.split_once("const ADVISORY_LOCK: i64 = 0x").expect("the lock's number");
+    let number = rest.split_once(';').unwrap().0.replace('_', "");
+    let number = i64::from_str_radix(&number, 16).unwrap();
+    let setup = Setup::new();
+    drop(setup.api(&[]));
+    let mut decides = setup.database.connect();
+    decides.execute("select pg_advisory_lock($1)", &[&number]).unwrap();
+    keep(&setup, BASIC, 1);
+    let proxy = Proxy::before(setup.database.url());
+    let setup = setup.with("DATABASE_URL", proxy.url());
+    let _worker = setup.worker();
+    eventually("it has looked", PATIENCE, || {
+        let looks =
+            proxy.points().iter().filter(|it| it.starts_with("select pg_try_advisory_xact_lock")).count();
+        (looks >= LOOKS).then_some(())
+    });
+    assert_eq!(setup.database.text("select 'some' from resources"), None);
+    drop(decides);
+    wait_for_stock(&setup, 1);
+    keep(&setup, BASIC, 0);
     wait_for_stock(&setup, 0);
     assert_eq!(setup.left_in_aws(), Vec::<String>::new());
 }
