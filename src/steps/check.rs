@@ -1,5 +1,5 @@
 //! *check*: can an instance of the stock be handed out? Its own key must reach its bucket, the bucket must be empty and
-//! keep what the plan promises.
+//! keep what the plan promises, and the user must not carry the id of another instance.
 //!
 //! Nothing is changed here. What AWS does not answer now is asked later, and says nothing against the instance.
 
@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use super::provision::promise;
 use super::{Ending, StepError, Verdict, Work, find_bucket};
-use crate::aws::{AwsError, Credentials};
+use crate::aws::{AwsError, Credentials, tag_value};
 use crate::store::{Instance, InstanceStatus, Whereabouts};
 
 /// How often something must be wrong before the instance is replaced.
 const ATTEMPTS: u32 = 3;
 /// When it is asked again what AWS did not answer.
 const ANSWER_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Said of what was claimed, when the database has forgotten it.
+pub(super) const ANOTHERS: &str = "the user carries the id of another instance";
 
 /// Why an instance was not found sound.
 enum Doubt {
@@ -67,6 +70,11 @@ fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
     }
     let promise = promise(work, instance).map_err(Doubt::Unknown)?;
     let caller = work.caller();
+    match caller.get_user(bucket)? {
+        None => return unsound("there is no user"),
+        Some(user) if is_anothers(&user.tags, &instance.id) => return unsound(ANOTHERS),
+        Some(_) => {}
+    }
     if promise.versioned && caller.get_bucket_versioning(bucket)?.as_deref() != Some("Enabled") {
         return unsound("the bucket keeps no versions");
     }
@@ -80,10 +88,34 @@ fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
     Ok(place)
 }
 
+/// Whether tags name another instance than that one. The old broker wrote none, and some stores keep none.
+pub(super) fn is_anothers(tags: &[(String, String)], instance: &str) -> bool {
+    tags.iter().any(|(key, value)| key == "instance" && *value != tag_value(instance))
+}
+
 /// What AWS refuses to the instance's own key is wrong with the instance.
 fn refused(err: AwsError) -> Doubt {
     if let AwsError::Refused { operation, code, status: 400 | 401 | 403 | 404, .. } = &err {
         return Doubt::Unsound(format!("its own key is refused: operation={operation} code={code}"));
     }
     err.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_tell_whose_an_instance_is() {
+        let tag = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        for (tags, anothers) in [
+            (vec![], false),
+            (vec![tag("billingcode", "preprovisioned")], false),
+            (vec![tag("billingcode", "x"), tag("instance", "a#1")], true),
+            (vec![tag("instance", "a_1")], false),
+            (vec![tag("instance", "")], true),
+        ] {
+            assert_eq!(is_anothers(&tags, "a*1"), anothers, "{tags:?}");
+        }
+    }
 }

@@ -6,8 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::check::{ANOTHERS, is_anothers};
 use super::{Ending, Notes, StepError, Work};
 use crate::aws::{AbortedUpload, AwsError, Caller, ObjectError};
+use crate::store::Instance;
 
 /// How long one run may empty a bucket before others get their turn.
 const SLICE: Duration = Duration::from_secs(30);
@@ -22,7 +24,7 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     let report = |progress| work.report(progress);
     let removal = Removal { account: work.account(&instance), ..Removal::of(work, &report) };
     if !instance.claimed {
-        removal.refuse_used(&instance.name)?;
+        removal.refuse_used(&instance)?;
     }
     removal.remove_user(&instance.name)?;
     removal.remove_bucket(&instance.name)?;
@@ -62,13 +64,16 @@ impl<'a> Removal<'a> {
         Removal { caller: work.caller(), partition: work.aws.partition(), account: None, report }
     }
 
-    /// Nobody was ever told of an instance of the stock, so its bucket is empty. If it is not, somebody uses it of whom
-    /// the database does not know (any more): then nothing of it is removed.
-    fn refuse_used(&self, name: &str) -> Result<(), StepError> {
+    /// Nobody was ever told of an instance of the stock, so its bucket is empty, and its user carries its id. If not,
+    /// somebody has it of whom the database does not know (any more): then nothing of it is removed.
+    fn refuse_used(&self, instance: &Instance) -> Result<(), StepError> {
+        let stays = |why: &str| Err(StepError::Stuck(format!("what nobody was given stays: {why}")));
+        let name = instance.name.as_str();
+        if self.caller.get_user(name)?.is_some_and(|it| is_anothers(&it.tags, &instance.id)) {
+            return stays(ANOTHERS);
+        }
         match self.caller.expecting_owner(self.account).list_object_versions(name) {
-            Ok(Some(page)) if !page.objects.is_empty() => {
-                Err(StepError::Stuck("a bucket that nobody was given holds objects, and stays".to_owned()))
-            }
+            Ok(Some(page)) if !page.objects.is_empty() => stays("the bucket holds objects"),
             Ok(_) => Ok(()),
             Err(err) if err.code() == Some("AccessDenied") && !self.caller.owns_bucket(name)? => Ok(()),
             Err(err) => Err(err.into()),

@@ -49,9 +49,14 @@ fn stock_is_kept_as_asked_and_known_to_reconcile() {
 fn stock_is_looked_at_and_what_is_broken_is_replaced() {
     let setup = Setup::new();
     let (api, worker) = (setup.api(&[]), setup.worker());
-    keep(&setup, BASIC, 3);
-    let stock = wait_for_stock(&setup, 3);
-    let [keyless, used, sound] = stock.as_slice() else { panic!("{stock:?}") };
+    keep(&setup, BASIC, 4);
+    let stock = wait_for_stock(&setup, 4);
+    let [keyless, used, tagged, sound] = stock.as_slice() else { panic!("{stock:?}") };
+    let tag = |instance: &str| {
+        let tag = format!("Tags.member.1.Key=instance&Tags.member.1.Value={instance}");
+        ask_iam(&format!("Action=TagUser&Version=2010-05-08&UserName={tagged}&{tag}"));
+    };
+    tag("another");
     let key = &keys_of(keyless)[0];
     ask_iam(&format!("Action=DeleteAccessKey&Version=2010-05-08&UserName={keyless}&AccessKeyId={key}"));
     put_object(used, "somebodys");
@@ -63,7 +68,7 @@ fn stock_is_looked_at_and_what_is_broken_is_replaced() {
         );
         setup.database.text(&sql).unwrap_or_default()
     };
-    for name in [keyless, used] {
+    for name in [keyless, used, tagged] {
         eventually("it is in doubt", PATIENCE, || {
             state(name, "check").starts_with("pending 1").then_some(())
         });
@@ -74,24 +79,29 @@ fn stock_is_looked_at_and_what_is_broken_is_replaced() {
     api.provide("first", BASIC);
     assert_eq!(api.bind("first", "b")["S3_BUCKET"].as_str(), Some(sound.as_str()), "what is in doubt stays");
     worker.wait_for_log("stock cannot be handed out and is replaced");
-    eventually("what holds objects stays", PATIENCE * 2, || {
-        state(used, "delete")
-            .contains("a bucket that nobody was given holds objects, and stays")
-            .then_some(())
+    for (name, why) in
+        [(used, "the bucket holds objects"), (tagged, "the user carries the id of another instance")]
+    {
+        eventually("what somebody has stays", PATIENCE * 2, || {
+            state(name, "delete").ends_with(&format!("what nobody was given stays: {why}")).then_some(())
+        });
+        let row = format!("select status || ' ' || deleted from resources where name = '{name}'");
+        assert_eq!(setup.database.text(&row).as_deref(), Some("deprovisioning false"));
+    }
+    eventually("others are ready", PATIENCE * 2, || {
+        let ready = ready(&setup);
+        (ready.len() == 4 && ready.iter().all(|it| !stock.contains(it))).then_some(())
     });
-    let kept = format!(
-        "select 'yes' from resources where name = '{used}' and status = 'deprovisioning' and not deleted"
-    );
-    assert_eq!(setup.database.text(&kept).as_deref(), Some("yes"));
-    let counted =
-        eventually("others are ready", PATIENCE * 2, || Some(ready(&setup)).filter(|it| it.len() == 3));
-    assert!(!counted.contains(keyless) && !counted.contains(used), "{counted:?}");
     let left = eventually("the broken one is gone", PATIENCE * 2, || {
         Some(setup.left_in_aws()).filter(|it| !it.contains(keyless))
     });
-    assert_eq!(left.iter().filter(|it| *it == used).count(), 2, "{left:?}");
+    for name in [used, tagged] {
+        assert_eq!(left.iter().filter(|it| *it == name).count(), 2, "{left:?}");
+        assert_eq!(keys_of(name).len(), 1);
+    }
     keep(&setup, BASIC, 0);
     admin(&["s3api", "delete-object", "--bucket", used, "--key", "somebodys"]);
+    tag(&setup.database.text(&format!("select id from resources where name = '{tagged}'")).unwrap());
     setup
         .database
         .connect()
