@@ -166,6 +166,15 @@ create table if not exists bindings (
     primary key (resource, binding)
 );
 
+-- The instances that nobody has claimed yet: few among many.
+create index if not exists resources_unclaimed on resources (plan, created) where not claimed and not deleted;
+-- Plans of which no instance could be made in advance, and until when it is not tried again.
+create table if not exists stock_failures (
+    plan uuid primary key references plans (plan),
+    failures integer not null,
+    not_before timestamptz not null
+);
+
 -- The offering and its plans. Rows that exist already are the operator's and stay as they are.
 
 insert into services (service, name, human_name, description, categories, image) values (

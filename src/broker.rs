@@ -76,6 +76,8 @@ pub(crate) enum Outcome {
         /// Its task.
         operation: String,
     },
+    /// This request was given an instance that was ready.
+    Claimed,
     /// Nothing is left to do.
     Done,
 }
@@ -94,7 +96,11 @@ pub(crate) enum Bound {
     },
 }
 
-/// Decides a provision and enqueues its task. The webhook of the request that does so is told how it ends.
+/// Decides a provision: claims an instance that is ready, or enqueues the task that makes one. The webhook of the request
+/// that does so is told how it ends.
+///
+/// Only an id without a row can claim one, since the claimed row takes the id. One that was used before keeps its
+/// row, with what is left of its tasks, and gets a new bucket.
 pub(crate) fn provision(
     tx: &mut Transaction<'_>,
     id: &Id,
@@ -124,12 +130,19 @@ pub(crate) fn provision(
             space: Some(space),
         },
     };
-    let mut existing = tx.lock_instance(id.as_str())?;
+    let mut existing = tx.lock_any_instance(id.as_str())?;
     if existing.is_none() {
         refuse_unsold(&plan)?;
         refuse_broken(tx, &plan)?;
         if !tx.insert_instance(&new)? {
-            existing = tx.lock_instance(id.as_str())?; // another request was faster
+            existing = tx.lock_any_instance(id.as_str())?; // another request was faster
+        } else if tx.claim_stock(&new)? {
+            tx.enqueue(&task(id, &fresh.task, TaskKind::Tag))?;
+            if let Some(webhook) = webhook {
+                let kind = TaskKind::NotifyCreateService;
+                tx.enqueue_notice(id.as_str(), &kind, webhook, true, "available")?;
+            }
+            return Ok(Outcome::Claimed);
         }
     }
     if let Some(instance) = existing {
@@ -156,6 +169,9 @@ fn repeated_provision(
 ) -> Result<Option<Outcome>, BrokerError> {
     if instance.deleted {
         return Ok(None);
+    }
+    if !instance.claimed {
+        return Err(BrokerError::InstanceConflict); // somebody guessed the id of one of the stock
     }
     match instance.status {
         InstanceStatus::Deprovisioning => Err(BrokerError::Busy("the instance is being deleted")),

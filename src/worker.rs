@@ -13,6 +13,7 @@ mod measure;
 mod notify;
 mod retry;
 mod settle;
+mod stock;
 mod upkeep;
 
 use std::collections::HashMap;
@@ -156,6 +157,7 @@ impl Worker {
         worker.spawn("identity".to_owned(), &shop, Shop::introduce)?;
         worker.spawn("places".to_owned(), &shop, Shop::place_old_instances)?;
         worker.spawn("upkeep".to_owned(), &shop, Shop::keep_house)?;
+        worker.spawn("stock".to_owned(), &shop, Shop::keep_stock)?;
         Ok(worker)
     }
 

@@ -46,7 +46,7 @@ impl Desk {
         let (outcome, mut wait) = self
             .await_task(move |store, fresh| store.transaction(move |tx| broker::rotate(tx, &key, &fresh)))?;
         match &outcome {
-            Outcome::Done => wait = Wait::Ended(TaskState::Finished),
+            Outcome::Done | Outcome::Claimed => wait = Wait::Ended(TaskState::Finished),
             Outcome::InProgress { operation } => wait = self.join(operation),
             Outcome::Enqueued { .. } => {}
         }

@@ -190,7 +190,9 @@ impl Desk {
             })
         })?;
         let (status, operation) = match made {
-            (Outcome::Enqueued { .. }, Wait::Ended(TaskState::Finished)) => (201, None),
+            (Outcome::Enqueued { .. }, Wait::Ended(TaskState::Finished)) | (Outcome::Claimed, _) => {
+                (201, None)
+            }
             // A task that failed is told by last_operation: one way, whenever it happens.
             (Outcome::Enqueued { operation } | Outcome::InProgress { operation }, _) => {
                 (202, Some(operation))
@@ -209,9 +211,8 @@ impl Desk {
             store.transaction(move |tx| broker::deprovision(tx, &key, &query, accepts_incomplete, &fresh))
         })?;
         Ok(match removed {
-            (Outcome::Enqueued { .. }, Wait::Ended(TaskState::Finished)) | (Outcome::Done, _) => {
-                Reply::empty(200)
-            }
+            (Outcome::Enqueued { .. }, Wait::Ended(TaskState::Finished))
+            | (Outcome::Claimed | Outcome::Done, _) => Reply::empty(200),
             (Outcome::Enqueued { operation } | Outcome::InProgress { operation }, _) => {
                 Reply::accepted(&operation)
             }

@@ -6,8 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::check::{ANOTHERS, is_anothers};
 use super::{Ending, Form, Notes, StepError, Work};
 use crate::aws::{AbortedUpload, AwsError, Caller, ObjectError};
+use crate::store::Instance;
 
 /// How long one run may empty a bucket before others get their turn.
 const SLICE: Duration = Duration::from_secs(30);
@@ -21,6 +23,9 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     let instance = work.instance()?;
     let report = |progress| work.report(progress);
     let removal = Removal { account: work.account(&instance), ..Removal::of(work, &report) };
+    if !instance.claimed {
+        removal.refuse_used(&instance)?;
+    }
     removal.remove_user(&instance.name)?;
     removal.remove_bucket(&instance.name)?;
     Ok(Ending::Removed { name: instance.name })
@@ -59,9 +64,28 @@ impl<'a> Removal<'a> {
         Removal { caller: work.caller(), partition: work.aws.partition(), account: None, report }
     }
 
+    /// Nobody was ever told of an instance of the stock, so its bucket is empty, and its user carries its id. If not,
+    /// somebody has it of whom the database does not know (any more): then nothing of it is removed.
+    fn refuse_used(&self, instance: &Instance) -> Result<(), StepError> {
+        let stays = |why: &str| Err(StepError::Stuck(format!("what nobody was given stays: {why}")));
+        let name = instance.name.as_str();
+        if self.caller.get_user(name)?.is_some_and(|it| is_anothers(&it.tags, &instance.id)) {
+            return stays(ANOTHERS);
+        }
+        match self.caller.expecting_owner(self.account).list_object_versions(name) {
+            Ok(Some(page)) if !page.objects.is_empty() => stays("the bucket holds objects"),
+            Ok(_) => Ok(()),
+            Err(err) if err.code() == Some("AccessDenied") && !self.caller.owns_bucket(name)? => Ok(()),
+            Err(err) => Err(err.into()),
+        }
+    }
+
     /// Leaves no user of that name, no key and no policy of it.
     pub(crate) fn remove_user(&self, name: &str) -> Result<(), StepError> {
         let caller = self.caller;
+        if name.is_empty() {
+            return Ok(()); // IAM would take it for the caller's own user
+        }
         for key in caller.list_access_keys(name)? {
             caller.delete_access_key(name, &key)?;
         }
@@ -96,6 +120,9 @@ impl<'a> Removal<'a> {
     /// Leaves no bucket of that name that is ours.
     pub(crate) fn remove_bucket(&self, name: &str) -> Result<(), StepError> {
         let caller = self.caller.expecting_owner(self.account);
+        if name.is_empty() {
+            return Ok(());
+        }
         match remove_uploads(&caller, name) {
             Ok(true) => {}
             Ok(false) => return Ok(()), // no such bucket

@@ -9,6 +9,7 @@
 //! - Before each AWS call the [`Permit`] is asked, so nothing happens after the lease is lost.
 //! - Every write to the database is made while the claim is held.
 
+mod check;
 mod delete;
 mod form;
 mod keys;
@@ -104,6 +105,15 @@ pub(crate) enum Ending {
     Resynced,
     /// A webhook took its notice.
     Told,
+    /// An instance of the stock can be handed out; its bucket is there.
+    Sound(Whereabouts),
+    /// It cannot, and must be replaced.
+    Unsound {
+        /// What is wrong, fit for the log.
+        reason: String,
+    },
+    /// The instance is not one of the stock any more.
+    NotStock,
 }
 
 /// Why a run did not come to its end.
@@ -122,7 +132,7 @@ pub(crate) enum StepError {
         /// What for, fit for the platform to read.
         reason: String,
     },
-    /// AWS will not let something go; names what. Repeated all the same.
+    /// AWS will not let something go, or shows something that is wrong; says what. Repeated all the same.
     Stuck(String),
 }
 
@@ -201,15 +211,15 @@ pub(crate) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
         TaskKind::RotateCredentials => rotate::run(work),
         TaskKind::RemovePreviousKey => rotate::remove_previous_key(work),
         TaskKind::Tag => tags::run(work),
+        TaskKind::Check => check::run(work),
         TaskKind::ResyncFromProvider | TaskKind::ResyncUntilAvailable | TaskKind::PerformPostProvision => {
             resync::run(work)
         }
         TaskKind::ChangeProviders => Err(StepError::Unfixable("buckets have one provider, AWS".to_owned())),
         TaskKind::RestoreDatabase => Err(StepError::Unfixable("a bucket is no database".to_owned())),
-        TaskKind::Check
-        | TaskKind::NotifyCreateService
-        | TaskKind::NotifyCreateBinding
-        | TaskKind::Unknown(_) => Err(StepError::Unfixable("this version has no such task".to_owned())),
+        TaskKind::NotifyCreateService | TaskKind::NotifyCreateBinding | TaskKind::Unknown(_) => {
+            Err(StepError::Unfixable("this version has no such task".to_owned()))
+        }
     }
 }
 
@@ -292,7 +302,7 @@ impl Work<'_> {
     /// The instance as it is now.
     fn instance(&self) -> Result<Instance, StepError> {
         let id = self.claim.instance.clone();
-        let found = self.store.transaction(move |tx| tx.find_instance(&id))?;
+        let found = self.store.transaction(move |tx| tx.find_any_instance(&id))?;
         found.ok_or_else(|| StepError::Unfixable("the instance has no row".to_owned()))
     }
 

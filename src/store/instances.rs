@@ -86,6 +86,8 @@ pub(crate) struct Instance {
     pub(crate) status: InstanceStatus,
     /// Whether it is gone.
     pub(crate) deleted: bool,
+    /// Whether a platform has it. If not, it is one of the stock (`super::stock`), and its id is ours.
+    pub(crate) claimed: bool,
     /// Its access key id.
     pub(crate) access_key_id: Option<String>,
     /// Its secret access key.
@@ -132,11 +134,11 @@ pub(crate) struct Whereabouts {
     pub(crate) s3_endpoint: Option<String>,
 }
 
-/// All columns that an [`Instance`] is read from; two selects share it.
+/// All columns that an [`Instance`] is read from; all selects share it.
 macro_rules! select_instance {
     ($tail:literal) => {
         concat!(
-            "select id, name, plan::text, status, deleted, username, password, region, location,
+            "select id, name, plan::text, status, deleted, claimed, username, password, region, location,
                 s3_endpoint, user_arn, organization, space, next_key, next_secret, previous_key, former_kms_key,
                 extract(epoch from now() - next_key_since)::float8 as next_key_age_s,
                 extract(epoch from now() - created)::float8 as age_s,
@@ -147,10 +149,14 @@ macro_rules! select_instance {
     };
 }
 
-/// One instance.
-const FIND: &str = select_instance!("");
-/// One instance, held until the transaction ends.
-const LOCK: &str = select_instance!(" for no key update");
+/// A platform's instance.
+const FIND: &str = select_instance!(" and claimed");
+/// A platform's instance, held until the transaction ends.
+const LOCK: &str = select_instance!(" and claimed for no key update");
+/// One instance, be it a platform's or of the stock.
+const FIND_ANY: &str = select_instance!("");
+/// The same, held until the transaction ends.
+const LOCK_ANY: &str = select_instance!(" for no key update");
 
 /// `$1` id, `$2` name, `$3` plan, `$4` organization, `$5` space.
 const INSERT: &str = "
@@ -230,14 +236,29 @@ impl Transaction<'_> {
         self.execute(sql, &parameters)
     }
 
-    /// The instance, deleted or not.
+    /// The platform's instance, deleted or not. One of the stock has no platform: it is not found.
     pub(crate) fn find_instance(&mut self, id: &str) -> Result<Option<Instance>, StoreError> {
-        self.query_opt(FIND, &[(&id, Type::TEXT)])?.map(|row| Instance::read(&row)).transpose()
+        self.read_instance(FIND, id)
     }
 
-    /// The instance, held against other writers until the transaction ends.
+    /// The same, held against other writers until the transaction ends.
     pub(crate) fn lock_instance(&mut self, id: &str) -> Result<Option<Instance>, StoreError> {
-        self.query_opt(LOCK, &[(&id, Type::TEXT)])?.map(|row| Instance::read(&row)).transpose()
+        self.read_instance(LOCK, id)
+    }
+
+    /// The instance, deleted or not, a platform's or of the stock: for those who work on it.
+    pub(crate) fn find_any_instance(&mut self, id: &str) -> Result<Option<Instance>, StoreError> {
+        self.read_instance(FIND_ANY, id)
+    }
+
+    /// The same, held against other writers until the transaction ends.
+    pub(crate) fn lock_any_instance(&mut self, id: &str) -> Result<Option<Instance>, StoreError> {
+        self.read_instance(LOCK_ANY, id)
+    }
+
+    /// The row that a select gives, if any.
+    fn read_instance(&mut self, sql: &str, id: &str) -> Result<Option<Instance>, StoreError> {
+        self.query_opt(sql, &[(&id, Type::TEXT)])?.map(|row| Instance::read(&row)).transpose()
     }
 
     /// Fills in what a row of the old broker does not know.
@@ -311,7 +332,7 @@ impl Transaction<'_> {
 }
 
 impl Instance {
-    /// From a row of [`FIND`] or [`LOCK`].
+    /// From a row of `select_instance`.
     fn read(row: &Row) -> Result<Instance, StoreError> {
         let access_key_id: Option<String> = row.try_get("username")?;
         Ok(Instance {
@@ -324,6 +345,7 @@ impl Instance {
             },
             status: InstanceStatus::parse(row.try_get("status")?, access_key_id.is_some()),
             deleted: row.try_get("deleted")?,
+            claimed: row.try_get("claimed")?,
             access_key_id,
             secret_access_key: row.try_get::<_, Option<String>>("password")?.map(Secret::new),
             age: seconds(row.try_get("age_s")?),

@@ -24,6 +24,7 @@ mod kinds;
 mod listen;
 mod names;
 mod schema;
+mod stock;
 mod tasks;
 mod upkeep;
 mod webhooks;
@@ -42,6 +43,7 @@ pub(crate) use error::StoreError;
 pub(crate) use instances::{Instance, InstanceStatus, NewInstance, NextKey, Provisioned, Whereabouts};
 pub(crate) use kinds::TaskKind;
 pub(crate) use listen::Listener;
+pub(crate) use stock::Stock;
 pub(crate) use tasks::{Claim, Lane, LeaseState, NewTask, TaskRow, TaskState};
 pub(crate) use webhooks::{Notice, Webhook};
 

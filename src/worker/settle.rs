@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::stock;
 use crate::random;
 use crate::steps::{Ending, key_removal, sweep};
 use crate::store::{Claim, InstanceStatus, LeaseState, NewTask, StoreError, TaskKind, Transaction};
@@ -75,7 +76,9 @@ impl Next {
 
 /// Writes the end of a task that did its work.
 fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Result<(), StoreError> {
-    let status = tx.find_instance(&claim.instance)?.map(|it| it.status);
+    let instance = tx.find_any_instance(&claim.instance)?;
+    let status = instance.as_ref().map(|it| it.status);
+    let of_stock = instance.filter(|it| !it.claimed);
     match ending {
         // A delete came after the last look: it finds what was made.
         Ending::Available(_) if status != Some(InstanceStatus::Provisioning) => {
@@ -83,11 +86,15 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
         }
         Ending::Available(bucket) => {
             tx.mark_available(&claim.instance, &bucket)?;
+            if let Some(made) = of_stock {
+                tx.forget_stock_failures(&made.provisioned.plan)?;
+            }
             tx.finish_task(claim, "available")
         }
         Ending::Removed { name } => {
-            // One that failed stays to be seen as failed until the platform deletes it.
-            tx.wipe_instance(&claim.instance, status != Some(InstanceStatus::Failed))?;
+            // One that failed stays to be seen as failed until the platform deletes it, if it has one.
+            let is_seen = of_stock.is_none() && status == Some(InstanceStatus::Failed);
+            tx.wipe_instance(&claim.instance, !is_seen)?;
             tx.finish_task(claim, "deleted")?;
             tx.enqueue(&sweep(&claim.instance, name, SWEEP_DELAY)?)
         }
@@ -120,6 +127,17 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             tx.fail_task(claim, &reason)
         }
         Ending::Told => tx.finish_task(claim, "delivered"),
+        Ending::Sound(_) | Ending::Unsound { .. }
+            if of_stock.is_none() || status != Some(InstanceStatus::Available) =>
+        {
+            tx.finish_task(claim, "not in stock any more")
+        }
+        Ending::Sound(bucket) => {
+            tx.place_instance(&claim.instance, &bucket)?;
+            tx.finish_task(claim, "can be handed out")
+        }
+        Ending::Unsound { reason } => stock::replace(tx, claim, &reason),
+        Ending::NotStock => tx.finish_task(claim, "not in stock any more"),
     }
 }
 
@@ -127,12 +145,17 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
 /// there is of it is removed by a delete that nobody has to ask for.
 fn give_up(tx: &mut Transaction<'_>, claim: &Claim, public: &str) -> Result<(), StoreError> {
     tx.fail_task(claim, public)?;
-    let status = tx.find_instance(&claim.instance)?.map(|it| it.status);
+    let instance = tx.find_any_instance(&claim.instance)?;
+    let status = instance.as_ref().map(|it| it.status);
     if claim.kind == TaskKind::ChangePlans && status == Some(InstanceStatus::Modifying) {
         return tx.set_status(&claim.instance, InstanceStatus::Available);
     }
-    if claim.kind != TaskKind::Provision || status != Some(InstanceStatus::Provisioning) {
+    let provisioning = instance.filter(|it| it.status == InstanceStatus::Provisioning);
+    let Some(instance) = provisioning.filter(|_| claim.kind == TaskKind::Provision) else {
         return Ok(());
+    };
+    if !instance.claimed {
+        stock::count_failure(tx, &instance)?;
     }
     tx.set_status(&claim.instance, InstanceStatus::Failed)?;
     tx.enqueue(&NewTask {
@@ -150,6 +173,7 @@ pub(super) fn log_outcome(claim: &Claim, next: &Next, began: Instant) {
     let of =
         format!("task={} kind={kind} instance={:?} attempt={}", claim.task, claim.instance, claim.attempt);
     match next {
+        Next::End(Ending::Sound(_)) => log::debug!("task finished: {of} took_ms={took_ms}"),
         Next::End(_) => log::info!("task finished: {of} took_ms={took_ms}"),
         Next::Retry { delay, cause, .. } => {
             log::warn!("task will be retried: {of} next_in_s={:.1} cause={cause}", delay.as_secs_f64());

@@ -33,6 +33,7 @@ mod rotation;
 mod schema;
 mod settings;
 mod statuses;
+mod stock;
 mod strictness;
 mod support;
 mod tags;

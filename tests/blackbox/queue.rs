@@ -56,8 +56,9 @@ fn database(instances: &[&str]) -> Database {
     drop(setup.api(&[]));
     let mut client = setup.database.connect();
     for instance in instances {
-        let sql =
-            format!("insert into resources (id, name, plan, status) values ($1, $1, '{BASIC}', 'available')");
+        let sql = format!(
+            "insert into resources (id, name, plan, status, claimed) values ($1, $1, '{BASIC}', 'available', true)"
+        );
         client.execute(&sql, &[instance]).unwrap();
     }
     setup.database
@@ -236,7 +237,7 @@ fn drain(workers: usize, tasks: usize) -> Duration {
     let setup = Setup::new().with("WORKER_THREADS", "4");
     setup.database.connect().batch_execute(include_str!("../../schema.sql")).unwrap();
     let fill = format!(
-        "insert into resources (id, name, plan, status) select n::text, 'n' || n, '{BASIC}', 'available'
+        "insert into resources (id, name, plan, status, claimed) select n::text, 'n' || n, '{BASIC}', 'available', true
              from generate_series(1, {tasks}) n;
          insert into tasks (task, resource, action, run_at) select gen_random_uuid(), id, 'nothing', now() + interval '1 day'
              from resources;"
@@ -329,7 +330,7 @@ fn tasks_of_a_month_ago_go_but_what_last_operation_is_answered_from() {
     let database = &setup.database;
     setup.database.connect().batch_execute(include_str!("../../schema.sql")).unwrap();
     let fill = format!(
-        "insert into resources (id, name, plan, status) values ('one', 'n', '{BASIC}', 'available');
+        "insert into resources (id, name, plan, status, claimed) values ('one', 'n', '{BASIC}', 'available', true);
          insert into tasks (task, resource, action, status, result, finished, created)
              select gen_random_uuid(), 'one', action, state::task_status, action || ' ' || age,
                  now() - make_interval(days => age), now() - make_interval(days => age)

@@ -22,12 +22,13 @@ impl Statement {
 pub(crate) type Filter = fn(&str) -> bool;
 
 /// Counts what a worker does for a task, and not what it does anyway: claims, renewals of leases, looks at
-/// its start, what sets up a connection.
+/// its start and at the stock, what sets up a connection.
 pub(crate) fn steps_of_a_task(sql: &str) -> bool {
     let sql = sql.trim().to_ascii_lowercase();
     let is_claim = sql.starts_with("update tasks set status = 'started'");
     let is_heartbeat = sql.starts_with("update tasks set lease_until");
     let is_look = sql.contains("region is null") || sql.contains("schema_version") || sql == "select 1";
+    let is_look = is_look || sql.contains("not i.claimed") || sql.contains("pg_try_advisory_xact_lock");
     let is_census = sql.contains("census");
     let is_setup = sql.is_empty() || sql.starts_with("set ") || sql.starts_with("listen ");
     !(is_claim || is_heartbeat || is_look || is_census || is_setup)
@@ -37,7 +38,8 @@ pub(crate) fn steps_of_a_task(sql: &str) -> bool {
 /// the tasks that are waited for, health.
 pub(crate) fn steps_of_a_request(sql: &str) -> bool {
     let is_catalog = sql.contains("from services") || sql.contains("order by p.created");
-    steps_of_a_task(sql) && !is_catalog && !sql.contains("::uuid[]")
+    let is_claim_of_stock = sql.contains("i.username <> ''");
+    (steps_of_a_task(sql) || is_claim_of_stock) && !is_catalog && !sql.contains("::uuid[]")
 }
 
 /// Verb and table in lower case: `update tasks`. Without a table, the function; or the verb alone.

@@ -1,0 +1,121 @@
+//! *check*: can an instance of the stock be handed out? Its own key must reach its bucket, the bucket must be empty and
+//! keep what the plan promises, and the user must not carry the id of another instance.
+//!
+//! Nothing is changed here. What AWS does not answer now is asked later, and says nothing against the instance.
+
+use std::time::Duration;
+
+use super::plan::Promise;
+use super::{Ending, StepError, Verdict, Work, find_bucket};
+use crate::aws::{AwsError, Credentials, tag_value};
+use crate::store::{Instance, InstanceStatus, Whereabouts};
+
+/// How often something must be wrong before the instance is replaced.
+const ATTEMPTS: u32 = 3;
+/// When it is asked again what AWS did not answer.
+const ANSWER_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Said of what was claimed, when the database has forgotten it.
+pub(super) const ANOTHERS: &str = "the user carries the id of another instance";
+
+/// Why an instance was not found sound.
+enum Doubt {
+    /// That is wrong with it.
+    Unsound(String),
+    /// It could not be looked at.
+    Unknown(StepError),
+}
+
+impl From<AwsError> for Doubt {
+    fn from(err: AwsError) -> Doubt {
+        Doubt::Unknown(err.into())
+    }
+}
+
+/// Looks at the instance.
+pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
+    let id = work.claim.instance.clone();
+    let instance = work.store.transaction(move |tx| tx.find_any_instance(&id))?;
+    let in_stock = |it: &Instance| !it.claimed && !it.deleted && it.status == InstanceStatus::Available;
+    let Some(instance) = instance.filter(in_stock) else {
+        return Ok(Ending::NotStock);
+    };
+    match examine(work, &instance) {
+        Ok(place) => Ok(Ending::Sound(place)),
+        Err(Doubt::Unsound(reason)) if work.claim.attempt >= ATTEMPTS => Ok(Ending::Unsound { reason }),
+        Err(Doubt::Unsound(reason)) => Err(StepError::Stuck(reason)),
+        Err(Doubt::Unknown(err)) if err.verdict() == Verdict::Halted => Err(err),
+        Err(Doubt::Unknown(err)) => {
+            log::warn!("stock not looked at: instance={:?} cause={err}", instance.id);
+            Err(StepError::Wait { delay: ANSWER_INTERVAL, reason: err.public() })
+        }
+    }
+}
+
+/// Where its bucket is, if all is well.
+fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
+    let unsound = |reason: &str| Err(Doubt::Unsound(reason.to_owned()));
+    let (Some(id), Some(secret)) = (&instance.access_key_id, &instance.secret_access_key) else {
+        return unsound("its row has no access key");
+    };
+    let (tenant, bucket) = (Credentials::lasting(id, secret), instance.name.as_str());
+    let tenant = work.aws.tenant_caller(&tenant, work.permit);
+    let place = find_bucket(&tenant, work.aws, bucket).map_err(refused)?;
+    match tenant.list_object_versions(bucket).map_err(refused)? {
+        None => return unsound("there is no bucket"),
+        Some(page) if !page.objects.is_empty() || page.truncated => {
+            return unsound("the bucket is not empty");
+        }
+        Some(_) => {}
+    }
+    let promise = Promise::of(work, &instance.provisioned.plan).map_err(Doubt::Unknown)?;
+    let caller = work.caller();
+    match caller.get_user(bucket)? {
+        None => return unsound("there is no user"),
+        Some(user) if is_anothers(&user.tags, &instance.id) => return unsound(ANOTHERS),
+        Some(_) => {}
+    }
+    if promise.versioned && caller.get_bucket_versioning(bucket)?.as_deref() != Some("Enabled") {
+        return unsound("the bucket keeps no versions");
+    }
+    let is_encrypted = || {
+        let found = caller.get_bucket_encryption(bucket)?;
+        Ok::<_, AwsError>(found.is_some_and(|it| it.algorithm == "aws:kms"))
+    };
+    if promise.encrypted && !is_encrypted()? {
+        return unsound("the bucket is not encrypted");
+    }
+    Ok(place)
+}
+
+/// Whether tags name another instance than that one. The old broker wrote none, and some stores keep none.
+pub(super) fn is_anothers(tags: &[(String, String)], instance: &str) -> bool {
+    tags.iter().any(|(key, value)| key == "instance" && *value != tag_value(instance))
+}
+
+/// What AWS refuses to the instance's own key is wrong with the instance.
+fn refused(err: AwsError) -> Doubt {
+    if let AwsError::Refused { operation, code, status: 400 | 401 | 403 | 404, .. } = &err {
+        return Doubt::Unsound(format!("its own key is refused: operation={operation} code={code}"));
+    }
+    err.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_tell_whose_an_instance_is() {
+        let tag = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        for (tags, anothers) in [
+            (vec![], false),
+            (vec![tag("billingcode", "preprovisioned")], false),
+            (vec![tag("billingcode", "x"), tag("instance", "a#1")], true),
+            (vec![tag("instance", "a_1")], false),
+            (vec![tag("instance", "")], true),
+        ] {
+            assert_eq!(is_anothers(&tags, "a*1"), anothers, "{tags:?}");
+        }
+    }
+}
