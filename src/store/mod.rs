@@ -25,6 +25,7 @@ mod listen;
 mod names;
 mod schema;
 mod stock;
+mod task_rows;
 mod tasks;
 mod upkeep;
 mod webhooks;
@@ -44,7 +45,8 @@ pub(crate) use instances::{Instance, InstanceStatus, NewInstance, NextKey, Provi
 pub(crate) use kinds::TaskKind;
 pub(crate) use listen::Listener;
 pub(crate) use stock::Stock;
-pub(crate) use tasks::{Claim, Lane, LeaseState, NewTask, TaskRow, TaskState};
+pub(crate) use task_rows::TaskRow;
+pub(crate) use tasks::{Claim, Lane, LeaseState, NewTask, TaskState};
 pub(crate) use webhooks::{Notice, Webhook};
 
 /// How much longer than its statements' limit a call may take before it is given up on; of this it may spend all
