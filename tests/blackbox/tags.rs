@@ -77,6 +77,10 @@ fn bindings_are_told_by_the_tags_of_bucket_and_user() {
             ("billingcode", "our org"),
         ],
     );
+    let query = format!("service_id={SERVICE}&plan_id={BASIC}");
+    let last = format!("/v2/service_instances/one/service_bindings/api--worker-default?{query}");
+    assert_eq!(api.delete(&last).status, 200);
+    wait_for_tags(&name, &[("billingcode", "our org")]);
 }
 
 #[test]
