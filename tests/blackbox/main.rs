@@ -12,6 +12,7 @@
 
 mod chaos;
 mod cloud;
+mod contract;
 mod crash;
 mod credentials;
 mod database;
