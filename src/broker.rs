@@ -241,9 +241,12 @@ pub(crate) fn last_operation(
         return Err(BrokerError::InstanceGone);
     }
     Ok(match instance.status {
-        InstanceStatus::Available => done(OperationState::Succeeded, "available"),
-        InstanceStatus::Modifying => {
-            progress(tx, &instance, &TaskKind::ChangePlans, "the plan is being changed")?
+        // The old broker enqueued changes of plan without a word in the instance's row.
+        InstanceStatus::Available | InstanceStatus::Modifying => {
+            match open_task(tx, &instance, &TaskKind::ChangePlans)? {
+                Some(task) => operation_of_task(&task),
+                None => done(OperationState::Succeeded, "available"),
+            }
         }
         InstanceStatus::Failed => {
             let task = tx.latest_task(&instance.id, &TaskKind::Provision)?;
