@@ -245,6 +245,9 @@ pub(crate) fn last_operation(
         InstanceStatus::Available | InstanceStatus::Modifying => {
             match open_task(tx, &instance, &TaskKind::ChangePlans)? {
                 Some(task) => operation_of_task(&task),
+                None if instance.status == InstanceStatus::Modifying => {
+                    done(OperationState::InProgress, "the plan is being changed")
+                }
                 None => done(OperationState::Succeeded, "available"),
             }
         }
