@@ -109,7 +109,11 @@ fn instances_of_the_old_broker_are_known() {
     let api = setup.api(&[]);
     let of = |number: u32| format!("/v2/service_instances/22222222-bbbb-4bbb-8bbb-00000000000{number}");
     let state = |number: u32| api.get(&format!("{}/last_operation", of(number))).json["state"].clone();
-    assert_eq!((state(1), state(2)), ("in progress".into(), "succeeded".into()), "a change of plan is pending");
+    assert_eq!(
+        (state(1), state(2)),
+        ("in progress".into(), "succeeded".into()),
+        "a change of plan is pending"
+    );
     assert_eq!(api.get(&format!("{}/last_operation", of(5))).status, 410);
     // Where its bucket is was never written down: better no answer than a wrong region.
     let binding = api.get(&format!("{}/service_bindings/app-space", of(1)));
