@@ -31,6 +31,12 @@ pub(super) fn with_orphan() -> (Setup, String) {
     (setup, name)
 }
 
+/// A removal under way.
+pub(super) fn start_removal(setup: &Setup, name: &str) -> std::process::Child {
+    let mut command = setup.aws_command(&["reconcile", "--delete", name, "--yes", "--younger-than-an-hour"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
 #[test]
 fn what_must_stay_is_refused() {
     let setup = Setup::new();
@@ -149,9 +155,7 @@ fn nothing_more_is_called_once_the_database_names_it() {
     let relay = relay();
     relay.plan(Point::Named("DeleteUserPolicy".to_owned(), 1), When::After, Fault::Hold);
     let setup = setup.through(&relay);
-    let mut command = setup.aws_command(&["reconcile", "--delete", &name, "--yes", "--younger-than-an-hour"]);
-    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let process = piped.spawn().unwrap();
+    let process = start_removal(&setup, &name);
     eventually("it is removing", PATIENCE, || (relay.struck() > 0).then_some(()));
     let row = format!("insert into resources (id, name, plan) values ('back', '{name}', '{BASIC}')");
     setup.database.connect().batch_execute(&row).unwrap();
@@ -205,9 +209,7 @@ fn what_was_written_after_the_last_look_keeps_bucket_user_and_key() {
     let (keys, relay) = (keys_of(&name), relay());
     relay.plan(Point::Named("DeleteBucket".to_owned(), 1), When::Before, Fault::Hold);
     let setup = setup.through(&relay);
-    let mut command = setup.aws_command(&["reconcile", "--delete", &name, "--yes", "--younger-than-an-hour"]);
-    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let process = piped.spawn().unwrap();
+    let process = start_removal(&setup, &name);
     relay.wait_until_struck(1, PATIENCE);
     put_object(&name, "k");
     relay.release();

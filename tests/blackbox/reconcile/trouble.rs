@@ -1,6 +1,6 @@
 //! `reconcile` when AWS or the database gives trouble.
 
-use super::removal::{delete, with_orphan};
+use super::removal::{delete, start_removal, with_orphan};
 use super::*;
 use crate::statuses::outage::set_read_only;
 
@@ -24,9 +24,7 @@ fn a_database_that_takes_no_changes_is_not_believed() {
     let relay = relay();
     relay.plan(Point::Named("DeleteUserPolicy".to_owned(), 1), When::After, Fault::Hold);
     let setup = setup.through(&relay);
-    let mut command = setup.aws_command(&["reconcile", "--delete", &name, "--yes", "--younger-than-an-hour"]);
-    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let process = piped.spawn().unwrap();
+    let process = start_removal(&setup, &name);
     relay.wait_until_struck(1, PATIENCE);
     set_read_only(&setup.database, true);
     relay.release();
