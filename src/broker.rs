@@ -405,9 +405,7 @@ fn operation_of_task(task: &TaskRow) -> LastOperation {
         if task.result.is_empty() { otherwise } else { task.result.as_str() }
     };
     match task.state {
-        TaskState::Pending if task.attempts == 0 => {
-            done(OperationState::InProgress, said("waits for a worker"))
-        }
+        TaskState::Pending if !task.begun => done(OperationState::InProgress, said("waits for a worker")),
         TaskState::Pending | TaskState::Started => {
             done(OperationState::InProgress, said("a worker is at it"))
         }

@@ -81,7 +81,7 @@ pub(crate) fn conclude_update(
     };
     Ok(match task.state {
         TaskState::Finished => Update::Applied,
-        TaskState::Failed if task.attempts == 0 => Update::Withdrawn,
+        TaskState::Failed if !task.begun => Update::Withdrawn,
         TaskState::Failed => Update::Refused(task.result),
         TaskState::Pending if tx.withdraw_task(&instance.id, operation)? => {
             if instance.status == InstanceStatus::Modifying {

@@ -21,8 +21,8 @@ pub(crate) struct TaskRow {
     pub(crate) state: TaskState,
     /// What was said of it last.
     pub(crate) result: String,
-    /// How often it was claimed.
-    pub(crate) attempts: u32,
+    /// Whether a worker has ever had it.
+    pub(crate) begun: bool,
     /// What it needs to know, as JSON.
     pub(crate) metadata: String,
     /// How long ago it ended.
@@ -45,7 +45,7 @@ const CANCEL_RUNNING: &str = "
 macro_rules! select_task {
     ($tail:literal) => {
         concat!(
-            "select task::text, status::text, result, retries, metadata,
+            "select task::text, status::text, result, metadata, started is not null or retries > 0 as begun,
                 extract(epoch from now() - finished)::float8 as ended_s
             from tasks where resource = $1 and not deleted and ",
             $tail
@@ -57,10 +57,11 @@ macro_rules! select_task {
 const FIND_LATEST: &str = select_task!("action = $2 order by created desc, task desc limit 1");
 /// One task of `$1`.
 const FIND_TASK: &str = select_task!("task::text = $2");
-/// Takes back what nobody has begun: `$1` instance, `$2` task.
+/// Takes back what nobody has begun: `$1` instance, `$2` task. A snooze gives attempts back, but what a worker did stays
+/// done.
 const WITHDRAW: &str = "
     update tasks set status = 'failed', result = 'withdrawn before a worker came', finished = now()
-    where resource = $1 and task = $2::uuid and status = 'pending' and retries = 0 and not deleted";
+    where resource = $1 and task = $2::uuid and status = 'pending' and started is null and retries = 0 and not deleted";
 /// Whether a task of `$1` with action `$2` waits that no worker has begun.
 const IS_WAITING: &str = "
     select exists (
@@ -133,7 +134,7 @@ impl TaskRow {
             task: row.try_get("task")?,
             state: TaskState::parse(row.try_get("status")?)?,
             result: row.try_get("result")?,
-            attempts: u32::try_from(row.try_get::<_, i32>("retries")?).unwrap_or(0),
+            begun: row.try_get("begun")?,
             metadata: row.try_get("metadata")?,
             ended: row.try_get::<_, Option<f64>>("ended_s")?.map(seconds),
         })

@@ -241,3 +241,19 @@ fn a_delete_stops_a_change_of_plan() {
     });
     setup.check_nothing_left();
 }
+
+#[test]
+fn a_change_that_waits_for_aws_is_not_taken_back() {
+    let relay = relay();
+    let setup = Setup::new().with("WAIT_SECONDS", "2").through(&relay);
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let blind = Fault::Status(200, "<VersioningConfiguration/>".to_owned());
+    relay.plan(Point::Every("GetBucketVersioning".into()), When::Before, blind);
+    let answer = api.change("one", VERSIONED);
+    assert_eq!(answer.status, 202, "AWS has it, but does not show it yet: {}", answer.text);
+    assert_eq!(row(&setup), format!("{BASIC} modifying"));
+    relay.calm_down();
+    api.wait_for_state("one", "succeeded");
+    assert_eq!(row(&setup), format!("{VERSIONED} available"));
+}
