@@ -33,7 +33,7 @@ use catalog::refuse_broken;
 pub(crate) use catalog::catalog;
 pub(crate) use checks::CatalogQuery;
 pub(crate) use error::BrokerError;
-pub(crate) use rotate::{rotate, rotated};
+pub(crate) use rotate::{not_rotated, rotate, rotated};
 pub(crate) use update::{Update, conclude_update, update};
 
 use checks::{catalog_ids, known_plan, mandatory, refuse_parameters, refuse_unsold};

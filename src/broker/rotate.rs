@@ -38,6 +38,12 @@ pub(crate) fn rotated(tx: &mut Transaction<'_>, id: &Id) -> Result<AccessKey, Br
     })
 }
 
+/// Why a rotation that has failed did so.
+pub(crate) fn not_rotated(tx: &mut Transaction<'_>, id: &Id, operation: &str) -> Result<String, BrokerError> {
+    let instance = usable(tx, id)?; // a delete may have stopped it
+    Ok(tx.find_task(&instance.id, operation)?.map(|it| it.result).unwrap_or_default())
+}
+
 /// An instance whose key can be rotated, held until the transaction ends.
 fn usable(tx: &mut Transaction<'_>, id: &Id) -> Result<Instance, BrokerError> {
     let instance =

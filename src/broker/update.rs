@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::catalog::refuse_broken;
 use super::checks::{catalog_ids, known_plan, refuse_parameters, refuse_unsold};
 use super::{BrokerError, Fresh, Outcome, task};
 use crate::osb::{Id, UpdateRequest};
@@ -62,6 +63,7 @@ pub(crate) fn update(
         return Ok(Outcome::Done);
     };
     refuse_unsold(&plan)?;
+    refuse_broken(tx, &plan)?;
     tx.set_status(&instance.id, InstanceStatus::Modifying)?;
     let metadata = json!({ "plan": plan.id }).to_string(); // as the old broker wrote it
     tx.enqueue(&NewTask { metadata, ..task(id, &fresh.task, TaskKind::ChangePlans) })?;
@@ -79,6 +81,12 @@ pub(crate) fn conclude_update(
     let Some(task) = tx.find_task(&instance.id, operation)? else {
         return Err(BrokerError::InstanceUnknown);
     };
+    if task.state != TaskState::Finished && instance.deleted {
+        return Err(BrokerError::InstanceUnknown);
+    }
+    if task.state != TaskState::Finished && instance.status == InstanceStatus::Deprovisioning {
+        return Err(BrokerError::Busy("the instance is being deleted")); // which has stopped the change
+    }
     Ok(match task.state {
         TaskState::Finished => Update::Applied,
         TaskState::Failed if !task.begun => Update::Withdrawn,

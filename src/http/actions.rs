@@ -45,18 +45,27 @@ impl Desk {
         let key = id.clone();
         let (outcome, mut wait) = self
             .await_task(move |store, fresh| store.transaction(move |tx| broker::rotate(tx, &key, &fresh)))?;
-        match &outcome {
-            Outcome::Done | Outcome::Claimed => wait = Wait::Ended(TaskState::Finished),
-            Outcome::InProgress { operation } => wait = self.join(operation),
-            Outcome::Enqueued { .. } => {}
-        }
+        let operation = match outcome {
+            Outcome::Done | Outcome::Claimed => {
+                wait = Wait::Ended(TaskState::Finished);
+                String::new()
+            }
+            Outcome::InProgress { operation } => {
+                wait = self.join(&operation);
+                operation
+            }
+            Outcome::Enqueued { operation } => operation,
+        };
+        let key = id.clone();
         match wait {
             Wait::Ended(TaskState::Finished) => {
-                let key = id.clone();
                 let made = self.store.transaction(move |tx| broker::rotated(tx, &key))?;
                 Ok(Reply::json(200, &made))
             }
-            Wait::Ended(_) => Ok(Reply::error(502, None, "AWS refused to rotate the access key; it stays")),
+            Wait::Ended(_) => {
+                let why = self.store.transaction(move |tx| broker::not_rotated(tx, &key, &operation))?;
+                Ok(Reply::error(502, None, format!("the access key stays: {why}")))
+            }
             Wait::None | Wait::Over => Ok(Reply::json(202, &json!({ "description": KEY_TO_COME }))),
         }
     }

@@ -257,3 +257,33 @@ fn a_change_that_waits_for_aws_is_not_taken_back() {
     api.wait_for_state("one", "succeeded");
     assert_eq!(row(&setup), format!("{VERSIONED} available"));
 }
+
+#[test]
+fn a_change_that_a_delete_stops_is_told_so() {
+    let setup = Setup::new().with("WAIT_SECONDS", "5");
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    assert_eq!(worker.terminate(), Some(0));
+    let answer = std::thread::scope(|scope| {
+        let change = scope.spawn(|| api.change("one", VERSIONED));
+        eventually("it waits", PATIENCE, || (row(&setup) == format!("{BASIC} modifying")).then_some(()));
+        assert_eq!(api.deprovision("one", BASIC).status, 202);
+        change.join().unwrap()
+    });
+    let told = (answer.status, answer.json["error"].as_str());
+    assert_eq!(told, (422, Some("ConcurrencyError")), "{}", answer.text);
+}
+
+#[test]
+fn a_plan_whose_row_is_broken_is_refused_at_once() {
+    let setup = Setup::new().with("WAIT_SECONDS", "0");
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let sql = format!(
+        "update plans set provider_private_details = '{{\"versioned\":\"yes\"}}' where plan = '{SHIELD}'"
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let answer = api.change("one", SHIELD);
+    assert_eq!(answer.status, 400, "{}", answer.text);
+    assert_eq!(row(&setup), format!("{BASIC} available"));
+}

@@ -291,3 +291,21 @@ fn a_worker_killed_after_any_call_of_a_rotation_loses_no_key() {
         assert!(works(&name, &new));
     });
 }
+
+#[test]
+fn a_rotation_that_a_delete_stops_is_told_so() {
+    let setup = Setup::new().with("WAIT_SECONDS", "5");
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    assert_eq!(worker.terminate(), Some(0));
+    let answer = std::thread::scope(|scope| {
+        let rotation = scope.spawn(|| api.rotate());
+        eventually("it waits", PATIENCE, || {
+            setup.database.text("select 'yes' from tasks where action = 'rotate-credentials'")
+        });
+        assert_eq!(api.deprovision("one", BASIC).status, 202);
+        rotation.join().unwrap()
+    });
+    let told = (answer.status, answer.json["error"].as_str());
+    assert_eq!(told, (422, Some("ConcurrencyError")), "{}", answer.text);
+}
