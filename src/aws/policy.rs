@@ -137,6 +137,20 @@ impl KmsKey {
         &self.master_key_id
     }
 
+    /// Whether both are known to be the same key. Which key an alias stands for only KMS knows, so it is the same as
+    /// itself and nothing else.
+    pub(crate) fn is(&self, other: &KmsKey) -> bool {
+        let name = |it: &KmsKey| {
+            let last = it.master_key_id.rsplit(':').next().unwrap_or_default();
+            last.strip_prefix("key/").unwrap_or(last).to_owned()
+        };
+        let is_whole = |it: &KmsKey| it.master_key_id.starts_with("arn:");
+        match is_whole(self) && is_whole(other) {
+            true => self.master_key_id == other.master_key_id,
+            false => name(self) == name(other), // of one of them the account is not known
+        }
+    }
+
     /// The statement that lets a tenant use the key, through S3 only.
     fn statement(&self) -> Value {
         let mut condition = json!({ "StringEquals": { "kms:ViaService": self.via_service } });
@@ -258,6 +272,26 @@ mod tests {
             assert_eq!(condition["StringEquals"]["kms:ViaService"], "s3.eu-central-1.amazonaws.com");
             let aliases = &condition["ForAnyValue:StringEquals"]["kms:ResourceAliases"];
             assert_eq!(aliases.as_str(), alias, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_the_same_key_is_the_same() {
+        let key = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab";
+        let alias = "arn:aws:kms:eu-central-1:111122223333:alias/a";
+        for (one, other, same) in [
+            (key, key, true),
+            (key, "1234abcd-12ab", true),
+            (key, "1234abcd-12ac", false),
+            (key, "arn:aws:kms:eu-central-1:444455556666:key/1234abcd-12ab", false),
+            (key, alias, false),
+            ("1234abcd-12ab", "alias/a", false),
+            (alias, "alias/a", true),
+            (alias, "alias/b", false),
+        ] {
+            let read = |text: &str| KmsKey::parse(text, "aws", "eu-central-1", None).unwrap();
+            assert_eq!(read(one).is(&read(other)), same, "{one} {other}");
+            assert_eq!(read(other).is(&read(one)), same, "{other} {one}");
         }
     }
 

@@ -73,7 +73,7 @@ pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
         return Err(StepError::Unfixable("the instance cannot be used".to_owned()));
     }
     if notes.refused.is_none() {
-        match shape(work, &instance, &target) {
+        match shape(work, &target, false) {
             Ok(()) => return Ok(Ending::PlanChanged { plan: target }),
             Err(err) if err.verdict() == Verdict::GiveUp => {
                 log::warn!(
@@ -87,7 +87,7 @@ pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
         }
     }
     let mut reason = notes.refused.unwrap_or_default();
-    if let Err(err) = shape(work, &instance, &instance.provisioned.plan) {
+    if let Err(err) = shape(work, &instance.provisioned.plan, true) {
         if err.verdict() != Verdict::GiveUp {
             return Err(err);
         }
@@ -99,11 +99,20 @@ pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
 
 /// Makes the bucket what a plan promises, and sees that it is.
 ///
-/// The user's policy comes first, so that the tenant can use the key before the bucket wants it.
-fn shape(work: &Work<'_>, instance: &Instance, plan: &str) -> Result<(), StepError> {
-    let promise = Promise::of(work, plan)?;
-    let key = promise.kms_key(work, instance)?;
-    let former = former_key(work, instance, key.as_ref())?;
+/// The user's policy comes first, so that the tenant can use the key before the bucket wants it. Two different KMS keys
+/// at once are refused; a bucket that `is_put_back` gets the one that it had, whatever the settings say by now.
+fn shape(work: &Work<'_>, plan: &str, is_put_back: bool) -> Result<(), StepError> {
+    let (instance, promise) = (&work.instance()?, Promise::of(work, plan)?);
+    let mut key = promise.kms_key(work, instance)?;
+    let former = former_key(work, instance)?;
+    if let (Some(wanted), Some(held)) = (&key, &former)
+        && !wanted.is(held)
+    {
+        if !is_put_back {
+            return Err(StepError::Unfixable("the bucket holds objects of another KMS key".to_owned()));
+        }
+        key = former.clone();
+    }
     put_user_policy(work, instance, key.as_ref().or(former.as_ref()))?;
     if promise.encrypted {
         ensure_encryption(work, instance, key.as_ref())?;
@@ -128,12 +137,8 @@ pub(super) fn put_user_policy(
 }
 
 /// The key of the objects that are there already: the tenant goes on reading them, whatever the plan.
-/// It is kept in the row before the bucket forgets it. Two different keys at once are refused.
-pub(super) fn former_key(
-    work: &Work<'_>,
-    instance: &Instance,
-    wanted: Option<&KmsKey>,
-) -> Result<Option<KmsKey>, StepError> {
+/// It is kept in the row before the bucket forgets it.
+pub(super) fn former_key(work: &Work<'_>, instance: &Instance) -> Result<Option<KmsKey>, StepError> {
     let shown = work.caller().get_bucket_encryption(&instance.name)?.and_then(|it| it.kms_key);
     let named = match (&instance.former_kms_key, shown) {
         (Some(kept), _) => Some(kept.clone()),
@@ -145,13 +150,7 @@ pub(super) fn former_key(
         }
         (None, _) => None,
     };
-    let Some(named) = named else {
-        return Ok(None);
-    };
-    if wanted.is_some_and(|it| !is_key(Some(&named), it.master_key_id())) {
-        return Err(StepError::Unfixable("the bucket holds objects of another KMS key".to_owned()));
-    }
-    read_key(work, instance, &named).map(Some)
+    named.map(|it| read_key(work, instance, &it)).transpose()
 }
 
 /// Leaves the bucket without a KMS key for new objects, and sees that it has none.

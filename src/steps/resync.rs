@@ -15,8 +15,8 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     let user =
         user.ok_or_else(|| StepError::Unfixable("AWS has no user of the instance's name".to_owned()))?;
     let key = Promise::of(work, &instance.provisioned.plan)?.kms_key(work, &instance)?;
-    let former = former_key(work, &instance, key.as_ref())?;
-    put_user_policy(work, &instance, key.as_ref().or(former.as_ref()))?;
+    let former = former_key(work, &instance)?;
+    put_user_policy(work, &instance, former.as_ref().or(key.as_ref()))?;
     let place = find_bucket(&caller, work.aws, &instance.name)?;
     work.write(move |tx, id| {
         tx.save_user_arn(id, &user.arn)?;

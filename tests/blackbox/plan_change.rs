@@ -31,6 +31,11 @@ fn kms_key(id: &str) -> String {
     format!("arn:aws:kms:{}:000000000000:key/{id}", setting("TEST_AWS_REGION"))
 }
 
+/// What the tenant may do.
+fn policy_of(user: &str) -> String {
+    ask_iam(&format!("Action=GetUserPolicy&Version=2010-05-08&UserName={user}&PolicyName=bucket"))
+}
+
 /// The plan in the row, and its status.
 fn row(setup: &Setup) -> String {
     setup.database.text("select plan::text || ' ' || status from resources").unwrap()
@@ -220,6 +225,7 @@ fn objects_of_another_kms_key_keep_their_plan() {
     let answer = api.change("one", SHIELD_VERSIONED);
     assert_eq!(answer.status, 422, "{}", answer.text);
     assert!(answer.text.contains("another KMS key"), "{}", answer.text);
+    assert!(!answer.text.contains("put back"), "nothing was changed: {}", answer.text);
     let bucket = setup.database.text("select name from resources").unwrap();
     assert!(ask_s3(&format!("/{bucket}?encryption")).contains("first"));
 }
@@ -286,4 +292,47 @@ fn a_plan_whose_row_is_broken_is_refused_at_once() {
     let answer = api.change("one", SHIELD);
     assert_eq!(answer.status, 400, "{}", answer.text);
     assert_eq!(row(&setup), format!("{BASIC} available"));
+}
+
+#[test]
+fn a_bucket_is_put_back_to_the_kms_key_that_it_had() {
+    let relay = relay();
+    let setup = Setup::new().with("AWS_KMS_KEY_ID", &kms_key("first")).through(&relay);
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", SHIELD);
+    assert_eq!(worker.terminate(), Some(0));
+    let setup = setup.with("AWS_KMS_KEY_ID", &kms_key("second"));
+    let _worker = setup.worker();
+    relay.count_anew();
+    relay.plan(Point::Named("PutBucketVersioning".into(), 1), When::Before, access_denied());
+    let answer = api.change("one", VERSIONED);
+    assert_eq!(answer.status, 422, "{}", answer.text);
+    assert!(!answer.text.contains("put back"), "{}", answer.text);
+    let bucket = setup.database.text("select name from resources").unwrap();
+    let found = ask_s3(&format!("/{bucket}?encryption"));
+    assert!(found.contains("key/first"), "{found}");
+    assert!(policy_of(&bucket).contains("first"), "the tenant reads what is there");
+}
+
+#[test]
+fn an_alias_is_not_taken_for_any_key() {
+    let setup = Setup::new().with("AWS_KMS_KEY_ID", &kms_key("first"));
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    let archive = "33333333-cccc-4ccc-8ccc-000000000002";
+    let sql = format!(
+        "insert into plans (plan, service, name, human_name, description, version, type, scheme, attributes, provider,
+             provider_private_details)
+         values ('{archive}', '{SERVICE}', 'archive', 'Archive', 'With a key of its own', 'v1', 's3', 's3', '{{}}',
+             'aws-s3', '{{\"versioned\":true, \"encrypted\":true, \"kmsKeyId\":\"alias/archive\"}}')"
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    api.provide("one", SHIELD);
+    let answer = api.change("one", archive);
+    assert_eq!(answer.status, 422, "{}", answer.text);
+    assert!(answer.text.contains("another KMS key"), "{}", answer.text);
+    let bucket = setup.database.text("select name from resources").unwrap();
+    assert!(policy_of(&bucket).contains("first"), "the tenant reads what is there");
+    api.provide("two", archive);
+    assert_eq!(api.change("two", BASIC).status, 200);
+    assert_eq!(api.change("two", archive).status, 200, "its own alias");
 }
