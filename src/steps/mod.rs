@@ -235,6 +235,9 @@ struct Notes {
     /// Provision: who wants to be told of its end. Kept, not read, here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     webhook: Option<Webhook>,
+    /// Rotation: a new key never came to work and was replaced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    replaced: bool,
     /// Sweep: the name to look for; removal of a key: its user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -304,6 +307,12 @@ impl Work<'_> {
         let id = self.claim.instance.clone();
         let found = self.store.transaction(move |tx| tx.find_any_instance(&id))?;
         found.ok_or_else(|| StepError::Unfixable("the instance has no row".to_owned()))
+    }
+
+    /// The same for what has no use for one that is gone. The old broker's rows still look usable then.
+    fn live_instance(&self) -> Result<Instance, StepError> {
+        let found = Some(self.instance()?).filter(|it| !it.deleted);
+        found.ok_or_else(|| StepError::Unfixable("the instance is gone".to_owned()))
     }
 
     /// Changes the instance's row while the claim is held.

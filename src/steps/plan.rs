@@ -16,6 +16,8 @@ use crate::store::{Instance, InstanceStatus};
 const POLICY_NAME: &str = "bucket";
 /// When to look again at a setting that AWS does not show yet.
 const SETTING_TRIAL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often, in about ten minutes, AWS may not find bucket or user before they count as gone.
+const MISSING_ATTEMPTS: u32 = 10;
 /// Where versions that are rarely read go.
 const STORAGE_CLASS: &str = "STANDARD_IA";
 /// Days for which a versioned plan keeps what was overwritten or deleted.
@@ -68,14 +70,14 @@ pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
     let mut notes = Notes::parse(&work.claim.metadata);
     let target =
         notes.plan.clone().ok_or_else(|| StepError::Unfixable("the task names no plan".to_owned()))?;
-    let instance = work.instance()?;
+    let instance = work.live_instance()?;
     if !matches!(instance.status, InstanceStatus::Available | InstanceStatus::Modifying) {
         return Err(StepError::Unfixable("the instance cannot be used".to_owned()));
     }
     if notes.refused.is_none() {
         match shape(work, &target, false) {
             Ok(()) => return Ok(Ending::PlanChanged { plan: target }),
-            Err(err) if err.verdict() == Verdict::GiveUp => {
+            Err(err) if is_final(work, &err) => {
                 log::warn!(
                     "plan not changed, the bucket is put back: instance={:?} cause={err}",
                     instance.id
@@ -88,13 +90,20 @@ pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
     }
     let mut reason = notes.refused.unwrap_or_default();
     if let Err(err) = shape(work, &instance.provisioned.plan, true) {
-        if err.verdict() != Verdict::GiveUp {
+        if !is_final(work, &err) {
             return Err(err);
         }
         log::error!("bucket not put back entirely: instance={:?} cause={err}", instance.id);
         reason.push_str("; the bucket could not be put back entirely");
     }
     Ok(Ending::PlanKept { reason })
+}
+
+/// Whether no repetition helps. A bucket or user that AWS has not found for so long is gone.
+fn is_final(work: &Work<'_>, err: &StepError) -> bool {
+    let is_missing =
+        matches!(err, StepError::Aws(err) if matches!(err.code(), Some("NoSuchBucket" | "NoSuchEntity")));
+    err.verdict() == Verdict::GiveUp || (is_missing && work.claim.attempt >= MISSING_ATTEMPTS)
 }
 
 /// Makes the bucket what a plan promises, and sees that it is.

@@ -6,7 +6,7 @@ use crate::store::InstanceStatus;
 
 /// Writes the user's policy anew, and what AWS says of user and bucket into the row.
 pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
-    let instance = work.instance()?;
+    let instance = work.live_instance()?;
     if instance.status != InstanceStatus::Available {
         return Err(StepError::Unfixable("the instance cannot be used".to_owned()));
     }

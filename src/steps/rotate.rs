@@ -14,7 +14,7 @@ use crate::store::{Instance, NextKey};
 
 /// Makes the next key and proves it, or goes on doing so.
 pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
-    let mut instance = work.instance()?;
+    let mut instance = work.live_instance()?;
     let Some(held) = instance.access_key_id.clone() else {
         return Err(StepError::Unfixable("the instance has no access key".to_owned()));
     };
@@ -30,7 +30,7 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     };
     if keys::try_key(work, &instance.name, &Credentials::lasting(&next.id, &next.secret))?.is_none() {
         if next.age > KEY_PATIENCE {
-            replace_next_key(work, &instance, next)?;
+            return Err(replace_next_key(work, &instance, next)?);
         }
         return Err(keys::not_yet());
     }
@@ -57,11 +57,22 @@ fn make_next_key(work: &Work<'_>, instance: &Instance, held: &str) -> Result<(),
     work.write(move |tx, id| tx.save_next_key(id, Some((&key.id, &key.secret))))
 }
 
-/// Removes a key that never came to work, so that the next run makes another.
-fn replace_next_key(work: &Work<'_>, instance: &Instance, next: &NextKey) -> Result<(), StepError> {
-    log::warn!("access key never came to work and is replaced: instance={:?} key={}", instance.id, next.id);
+/// Removes a key that never came to work, so that the next run makes another: once. When that does not come to work
+/// either, it is not for the keys, and the rotation is given up.
+fn replace_next_key(work: &Work<'_>, instance: &Instance, next: &NextKey) -> Result<StepError, StepError> {
+    log::warn!("access key never came to work and is removed: instance={:?} key={}", instance.id, next.id);
     work.caller().delete_access_key(&instance.name, &next.id)?;
-    work.write(|tx, id| tx.save_next_key(id, None))
+    let mut notes = Notes::parse(&work.claim.metadata);
+    let is_second = std::mem::replace(&mut notes.replaced, true);
+    let (task, metadata) = (work.claim.task.clone(), notes.to_json());
+    work.write(move |tx, id| {
+        tx.save_next_key(id, None)?;
+        tx.remember(&task, &metadata)
+    })?;
+    Ok(match is_second {
+        true => StepError::Unfixable("no new access key came to work".to_owned()),
+        false => keys::not_yet(),
+    })
 }
 
 /// Removes the key whose grace is over.

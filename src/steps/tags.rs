@@ -37,7 +37,7 @@ pub(super) fn own_tags(work: &Work<'_>, instance: &Instance) -> Result<Vec<Tag>,
 
 /// Writes the tags of bucket and user anew.
 pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
-    let instance = work.instance()?;
+    let instance = work.live_instance()?;
     let (caller, name) = (work.caller(), instance.name.as_str());
     let wanted = own_tags(work, &instance)?;
     let missing: Vec<&str> = OURS

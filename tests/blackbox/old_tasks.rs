@@ -79,3 +79,28 @@ fn an_action_on_an_instance_that_is_gone_ends() {
     }
     setup.check_nothing_left();
 }
+
+#[test]
+fn an_action_on_an_instance_that_the_old_broker_deleted_ends() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let name = setup.database.text("select name from resources").unwrap();
+    api.remove("one", BASIC);
+    // It left everything but one column as it was.
+    let sql = "update resources set status = 'available', username = 'AKIAGONE', password = 'gone'";
+    setup.database.connect().batch_execute(sql).unwrap();
+    for action in [
+        "resync-from-provider",
+        "resync-until-available",
+        "perform-post-provision",
+        "change-plans",
+        "rotate-credentials",
+        "tag",
+    ] {
+        enqueue(&setup, action, &format!("{{\"plan\":\"{VERSIONED}\"}}"));
+        let (ended, said) = end_of(&setup, action);
+        assert!(ended == "failed" && said.contains("gone"), "{action}: {ended} {said}");
+    }
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new(), "{name}");
+}

@@ -336,3 +336,21 @@ fn an_alias_is_not_taken_for_any_key() {
     assert_eq!(api.change("two", BASIC).status, 200);
     assert_eq!(api.change("two", archive).status, 200, "its own alias");
 }
+
+#[test]
+fn a_change_of_what_is_not_there_any_more_ends() {
+    let setup = Setup::new().with("WAIT_SECONDS", "0");
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let bucket = setup.database.text("select name from resources").unwrap();
+    admin(&["s3api", "delete-bucket", "--bucket", &bucket]);
+    assert_eq!(api.change("one", VERSIONED).status, 202);
+    let sql =
+        "update tasks set retries = 20, run_at = now() where action = 'change-plans' and status = 'pending'";
+    eventually("it is given up", PATIENCE, || {
+        setup.database.connect().batch_execute(sql).unwrap();
+        (row(&setup) == format!("{BASIC} available")).then_some(())
+    });
+    api.remove("one", BASIC);
+    setup.check_nothing_left();
+}

@@ -309,3 +309,22 @@ fn a_rotation_that_a_delete_stops_is_told_so() {
     let told = (answer.status, answer.json["error"].as_str());
     assert_eq!(told, (422, Some("ConcurrencyError")), "{}", answer.text);
 }
+
+#[test]
+fn a_rotation_whose_keys_never_work_ends_and_leaves_the_present_one() {
+    let relay = relay();
+    let setup = Setup::new().with("WAIT_SECONDS", "0").through(&relay);
+    let (api, _worker, name) = provided(&setup);
+    let old = api.key_now();
+    relay.refuse_new_keys(std::time::Duration::from_secs(3_600));
+    assert_eq!(api.rotate().status, 202);
+    let sql = "update resources set next_key_since = now() - interval '3 minutes' where next_key is not null";
+    eventually("it is given up", PATIENCE, || {
+        setup.database.connect().batch_execute(sql).unwrap();
+        setup
+            .database
+            .text("select result from tasks where action = 'rotate-credentials' and status = 'failed'")
+    });
+    assert_eq!((api.key_now(), keys_of(&name)), (old.clone(), vec![old.0]));
+    assert_eq!(setup.database.text("select coalesce(next_key, next_secret) from resources"), None);
+}
