@@ -10,8 +10,8 @@ use crate::osb::{ExtensionApi, Id};
 use crate::store::TaskState;
 
 /// What is said of a rotation that goes on.
-const KEY_TO_COME: &str = "the new access key is being made; the service bindings give it out as soon as it works, \
-                           and so does this action when it is asked again";
+const KEY_TO_COME: &str =
+    "the new access key is being made; the service bindings give it out as soon as it works";
 
 impl Desk {
     /// `PATCH /v2/service_instances/{instance_id}` (OSB 2.17, "Updating a Service Instance").

@@ -174,6 +174,9 @@ const REUSE: &str = "
     where id = $1";
 /// Bindings of the former instance do not belong to the new one.
 const FORGET_BINDINGS: &str = "delete from bindings where resource = $1";
+/// Nor do its rotations, which would answer for the new one's.
+const FORGET_ROTATIONS: &str =
+    "update tasks set deleted = true where resource = $1 and action = 'rotate-credentials'";
 /// Fills what a row of the old broker lacks.
 const FILL: &str = "
     update resources set organization = coalesce(organization, $2), space = coalesce(space, $3)
@@ -220,6 +223,7 @@ impl Transaction<'_> {
     /// Gives the id of an instance that is gone to a new one.
     pub(crate) fn reuse_instance(&mut self, new: &NewInstance) -> Result<(), StoreError> {
         self.execute(FORGET_BINDINGS, &[(&new.id, Type::TEXT)])?;
+        self.execute(FORGET_ROTATIONS, &[(&new.id, Type::TEXT)])?;
         self.write_instance(REUSE, new).map(drop)
     }
 

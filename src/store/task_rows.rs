@@ -25,7 +25,7 @@ pub(crate) struct TaskRow {
     pub(crate) begun: bool,
     /// What it needs to know, as JSON.
     pub(crate) metadata: String,
-    /// How long ago it ended.
+    /// How long ago it ended, or how far ahead that is by a clock that was set back.
     pub(crate) ended: Option<Duration>,
 }
 
@@ -46,15 +46,18 @@ macro_rules! select_task {
     ($tail:literal) => {
         concat!(
             "select task::text, status::text, result, metadata, started is not null or retries > 0 as begun,
-                extract(epoch from now() - finished)::float8 as ended_s
+                abs(extract(epoch from now() - finished))::float8 as ended_s
             from tasks where resource = $1 and not deleted and ",
             $tail
         )
     };
 }
 
-/// The newest task of `$1` with action `$2`.
-const FIND_LATEST: &str = select_task!("action = $2 order by created desc, task desc limit 1");
+/// The newest task of `$1` with action `$2`. One that goes on counts as newer than all that have ended, also after a clock
+/// was set back.
+const FIND_LATEST: &str = select_task!(
+    "action = $2 order by status in ('pending', 'started') desc, created desc, task desc limit 1"
+);
 /// One task of `$1`.
 const FIND_TASK: &str = select_task!("task::text = $2");
 /// Takes back what nobody has begun: `$1` instance, `$2` task. A snooze gives attempts back, but what a worker did stays

@@ -328,3 +328,38 @@ fn a_rotation_whose_keys_never_work_ends_and_leaves_the_present_one() {
     assert_eq!((api.key_now(), keys_of(&name)), (old.clone(), vec![old.0]));
     assert_eq!(setup.database.text("select coalesce(next_key, next_secret) from resources"), None);
 }
+
+#[test]
+fn only_a_rotation_of_the_last_two_minutes_is_repeated() {
+    let setup = Setup::new();
+    let (api, _worker, _) = provided(&setup);
+    assert_eq!(api.rotate().status, 200);
+    let second = api.key_now();
+    // As after a clock that was set back.
+    let sql = "update tasks set finished = finished + interval '1 hour' where action = 'rotate-credentials'";
+    setup.database.connect().batch_execute(sql).unwrap();
+    assert_eq!(api.rotate().status, 200);
+    assert_ne!(api.key_now(), second);
+    api.remove("one", BASIC);
+    api.provide("one", BASIC);
+    let first = api.key_now();
+    assert_eq!(api.rotate().status, 200);
+    assert_ne!(api.key_now(), first, "what was rotated was another instance of that id");
+}
+
+#[test]
+fn a_rotation_that_goes_on_is_joined_also_after_a_clock_was_set_back() {
+    let setup = Setup::new().with("WAIT_SECONDS", "0");
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    assert_eq!(api.rotate().status, 202);
+    let ended = "select 'yes' from tasks where action = 'rotate-credentials' and status = 'finished'";
+    eventually("the rotation ends", PATIENCE, || setup.database.text(ended));
+    assert_eq!(worker.terminate(), Some(0));
+    forget_last_rotation(&setup);
+    let sql = "update tasks set created = created + interval '1 hour'";
+    setup.database.connect().batch_execute(sql).unwrap();
+    assert_eq!((api.rotate().status, api.rotate().status), (202, 202));
+    let open = "select count(*)::text from tasks where action = 'rotate-credentials' and status = 'pending'";
+    assert_eq!(setup.database.text(open).as_deref(), Some("1"));
+}
