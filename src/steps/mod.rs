@@ -350,6 +350,17 @@ pub(crate) fn find_bucket(caller: &Caller<'_>, aws: &Aws, bucket: &str) -> Resul
     Ok(Whereabouts { region, location, s3_endpoint: aws.s3_endpoint().map(str::to_owned) })
 }
 
+/// Goes on without what a store does not know.
+fn skip_unknown(result: Result<(), AwsError>, operation: &str, bucket: &str) -> Result<(), StepError> {
+    match result {
+        Err(err) if err.is_unsupported() => {
+            log::warn!("skipped what the store does not know: operation={operation} bucket={bucket}");
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
+
 /// Look again after `delay`.
 fn wait(delay: Duration, reason: &str) -> StepError {
     StepError::Wait { delay, reason: reason.to_owned() }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::keys::{self, KEY_PATIENCE, KEY_TRIAL_INTERVAL};
 use super::plan::{Promise, ensure_encryption, ensure_versioning, put_user_policy};
 use super::tags::own_tags;
-use super::{Ending, Notes, StepError, Work, sweep, wait};
-use crate::aws::{AwsError, BucketCreation, Credentials, tls_only_bucket_policy};
+use super::{Ending, Notes, StepError, Work, skip_unknown, sweep, wait};
+use crate::aws::{BucketCreation, Credentials, tls_only_bucket_policy};
 use crate::random;
 use crate::store::{Instance, Whereabouts};
 
@@ -168,15 +168,4 @@ fn replace_access_key(
         tx.save_access_key(id, None)?;
         tx.remember(&task, &metadata)
     })
-}
-
-/// Goes on without what a store does not know.
-fn skip_unknown(result: Result<(), AwsError>, operation: &str, bucket: &str) -> Result<(), StepError> {
-    match result {
-        Err(err) if err.is_unsupported() => {
-            log::warn!("skipped what the store does not know: operation={operation} bucket={bucket}");
-            Ok(())
-        }
-        other => Ok(other?),
-    }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{BROKER_TAG, Ending, StepError, Work};
+use super::{BROKER_TAG, Ending, StepError, Work, skip_unknown};
 use crate::aws::tag_value;
 use crate::store::Instance;
 
@@ -45,7 +45,19 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
         .filter(|it| !wanted.iter().any(|(key, _)| key == it))
         .filter(|it| *it != "billingcode")
         .collect();
-    let found = caller.get_bucket_tagging(name)?;
+    tag_bucket(work, name, &wanted, &missing)?;
+    skip_unknown(caller.tag_user(name, &wanted), "TagUser", name)?;
+    skip_unknown(caller.untag_user(name, &missing), "UntagUser", name)?;
+    Ok(Ending::Tagged)
+}
+
+/// Leaves a bucket with the tags that are wanted, and without those of ours that are missing there.
+fn tag_bucket(work: &Work<'_>, name: &str, wanted: &[Tag], missing: &[&str]) -> Result<(), StepError> {
+    let caller = work.caller();
+    let found = match caller.get_bucket_tagging(name) {
+        Err(err) if err.is_unsupported() => return skip_unknown(Err(err), "GetBucketTagging", name),
+        other => other?,
+    };
     let found = found.ok_or_else(|| StepError::Unfixable("there is no such bucket".to_owned()))?;
     // What is not ours stays; so does a billingcode that the old broker wrote and the row does not know.
     let foreign =
@@ -53,11 +65,9 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     let mut all: Vec<Tag> = found.iter().filter(|it| foreign(it)).cloned().collect();
     all.extend(wanted.iter().cloned());
     if sorted(&all) != sorted(&found) {
-        caller.put_bucket_tagging(name, &all)?;
+        skip_unknown(caller.put_bucket_tagging(name, &all), "PutBucketTagging", name)?;
     }
-    caller.tag_user(name, &wanted)?;
-    caller.untag_user(name, &missing)?;
-    Ok(Ending::Tagged)
+    Ok(())
 }
 
 /// Tags in the order of their keys.

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::cloud::*;
+use crate::relay::{Fault, Point, When};
 use crate::support::*;
 
 /// A bucket's tags, sorted, without the broker's id.
@@ -108,4 +109,25 @@ fn tags_of_others_stay_and_what_one_task_missed_the_next_repairs() {
     ];
     let wanted = wanted.map(|(key, value)| (key.to_owned(), value.to_owned()));
     eventually("the bucket is tagged", PATIENCE, || (bucket_tags(&name) == wanted).then_some(()));
+}
+
+#[test]
+fn a_store_without_tags_of_buckets_has_those_of_users() {
+    for call in ["GetBucketTagging", "PutBucketTagging"] {
+        let relay = relay();
+        let unknown = "<Error><Code>NotImplemented</Code><Message>not here</Message></Error>".to_owned();
+        relay.plan(Point::Every(call.into()), When::Before, Fault::Status(501, unknown));
+        let setup = Setup::new().through(&relay);
+        let (api, worker) = (setup.api(&[]), setup.worker());
+        api.provide("one", BASIC);
+        api.bind("one", "web-prod");
+        let name = setup.database.text("select name from resources").unwrap();
+        let wanted = [("App", "web"), ("Binding", "web-prod"), ("Space", "prod"), ("billingcode", "our org")];
+        let wanted = wanted.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        eventually("the user is tagged", PATIENCE, || (user_tags(&name) == wanted).then_some(()));
+        eventually("the task is done", PATIENCE, || {
+            setup.database.text("select 'yes' from tasks where action = 'tag' and status = 'finished'")
+        });
+        assert!(worker.log().contains(&format!("operation={call}")), "{}", worker.log());
+    }
 }
