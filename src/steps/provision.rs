@@ -171,7 +171,11 @@ fn replace_access_key(
 }
 
 /// Goes on without what a store does not know.
-fn skip_unknown(result: Result<(), AwsError>, operation: &str, bucket: &str) -> Result<(), StepError> {
+pub(super) fn skip_unknown(
+    result: Result<(), AwsError>,
+    operation: &str,
+    bucket: &str,
+) -> Result<(), StepError> {
     match result {
         Err(err) if err.is_unsupported() => {
             log::warn!("skipped what the store does not know: operation={operation} bucket={bucket}");

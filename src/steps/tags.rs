@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::provision::skip_unknown;
 use super::{BROKER_TAG, Ending, StepError, Work};
 use crate::aws::tag_value;
 use crate::store::Instance;
@@ -45,18 +46,28 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
         .filter(|it| !wanted.iter().any(|(key, _)| key == it))
         .filter(|it| *it != "billingcode")
         .collect();
-    let found = caller.get_bucket_tagging(name)?;
-    let found = found.ok_or_else(|| StepError::Unfixable("there is no such bucket".to_owned()))?;
+    let found = match caller.get_bucket_tagging(name) {
+        Err(err) if err.is_unsupported() => {
+            log::warn!("skipped what the store does not know: operation=GetBucketTagging bucket={name}");
+            None
+        }
+        found => {
+            let found = found?;
+            Some(found.ok_or_else(|| StepError::Unfixable("there is no such bucket".to_owned()))?)
+        }
+    };
     // What is not ours stays; so does a billingcode that the old broker wrote and the row does not know.
     let foreign =
         |(key, _): &Tag| !missing.contains(&key.as_str()) && !wanted.iter().any(|(it, _)| it == key);
-    let mut all: Vec<Tag> = found.iter().filter(|it| foreign(it)).cloned().collect();
-    all.extend(wanted.iter().cloned());
-    if sorted(&all) != sorted(&found) {
-        caller.put_bucket_tagging(name, &all)?;
+    if let Some(found) = found {
+        let mut all: Vec<Tag> = found.iter().filter(|it| foreign(it)).cloned().collect();
+        all.extend(wanted.iter().cloned());
+        if sorted(&all) != sorted(&found) {
+            skip_unknown(caller.put_bucket_tagging(name, &all), "PutBucketTagging", name)?;
+        }
     }
-    caller.tag_user(name, &wanted)?;
-    caller.untag_user(name, &missing)?;
+    skip_unknown(caller.tag_user(name, &wanted), "TagUser", name)?;
+    skip_unknown(caller.untag_user(name, &missing), "UntagUser", name)?;
     Ok(Ending::Tagged)
 }
 
