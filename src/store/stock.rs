@@ -45,6 +45,8 @@ pub(crate) struct Stock {
     pub(crate) ready: i64,
     /// How many are being made.
     pub(crate) making: i64,
+    /// How many are to be removed and are not gone yet.
+    pub(crate) removing: i64,
     /// How often in a row one could not be made.
     pub(crate) failures: i32,
     /// Whether one may be made now.
@@ -122,10 +124,17 @@ const LOOK: &str = concat!(
             where not i.claimed and not i.deleted and i.plan = p.plan and i.status = 'provisioning' and ",
     has_open_task!(" and t.action = 'provision'"),
     ") as making,
+        (select count(*) from resources i where not i.claimed and not i.deleted and i.plan = p.plan and ",
+    has_open_task!(" and t.action = 'delete'"),
+    ") as removing,
         coalesce(f.failures, 0) as failures, coalesce(f.not_before <= now(), true) as may_try
     from plans p join services s on s.service = p.service left join stock_failures f on f.plan = p.plan
     order by p.plan"
 );
+/// Tasks of the stock that wait for a worker.
+const COUNT_WAITING: &str = "
+    select count(*) as waiting from tasks t join resources i on i.id = t.resource
+    where not i.claimed and not i.deleted and not t.deleted and t.status = 'pending' and t.run_at <= now()";
 /// `$1` id, `$2` name, `$3` plan, `$4` organization. The time is that of this moment, since the transaction may have
 /// begun before the edit of the plan that it has seen.
 const INSERT: &str = "
@@ -218,6 +227,11 @@ impl Transaction<'_> {
         self.query(LOOK, &[])?.iter().map(Stock::read).collect()
     }
 
+    /// How many tasks of the stock wait for a worker, as platforms' tasks do.
+    pub(crate) fn waiting_for_stock(&mut self) -> Result<i64, StoreError> {
+        Ok(self.query_one(COUNT_WAITING, &[])?.try_get("waiting")?)
+    }
+
     /// Adds an instance that is to be made by `task`.
     pub(crate) fn add_stock(&mut self, plan: &str, name: &str, task: &NewTask) -> Result<(), StoreError> {
         let parameters: [super::Parameter<'_>; 4] = [
@@ -289,6 +303,7 @@ impl Stock {
             wanted: row.try_get("wanted")?,
             ready: row.try_get("ready")?,
             making: row.try_get("making")?,
+            removing: row.try_get("removing")?,
             failures: row.try_get("failures")?,
             may_try: row.try_get("may_try")?,
         })

@@ -1,4 +1,7 @@
-//! What a tenant is given out of the stock is what the plan promises and what the operator is paid for.
+//! What a tenant is given out of the stock is what the plan promises and what the operator is paid for, and the
+//! stock costs neither more than it should nor other people's time.
+
+use std::time::Duration;
 
 use super::*;
 use crate::relay::{Point, When};
@@ -113,4 +116,89 @@ fn who_pays_is_written_however_long_aws_refuses() {
     });
     api.remove("one", BASIC);
     assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}
+
+#[test]
+fn what_cannot_be_removed_is_not_replaced_for_ever() {
+    const WANTED: usize = 2;
+    let setup = Setup::new();
+    let (_api, worker) = (setup.api(&[]), setup.worker());
+    keep(&setup, BASIC, WANTED);
+    let stock = wait_for_stock(&setup, WANTED);
+    let all = "select count(*)::text from resources where not deleted";
+    let spoil = |names: &[String]| {
+        names.iter().for_each(|name| put_object(name, "somebodys"));
+        age_checks(&setup);
+        for name in names {
+            let sql = format!(
+                "select 'yes' from tasks t join resources i on i.id = t.resource
+                 where i.name = '{name}' and t.action = 'delete' and t.result like 'what nobody was given stays%'"
+            );
+            eventually("it stays", PATIENCE * 2, || {
+                let now = "update tasks set run_at = now() where action = 'check' and status = 'pending'";
+                setup.database.connect().batch_execute(now).unwrap();
+                setup.database.text(&sql)
+            });
+        }
+    };
+    spoil(&stock);
+    let next = wait_until_ready(&setup, WANTED);
+    spoil(&next);
+    wait_for_look(&setup);
+    wait_for_look(&setup);
+    assert_eq!(
+        setup.database.text(all).as_deref(),
+        Some("4"),
+        "twice as many as were asked for, and no more"
+    );
+    worker.wait_for_log("stock is not replaced");
+    for name in stock.iter().chain(&next) {
+        admin(&["s3api", "delete-object", "--bucket", name, "--key", "somebodys"]);
+    }
+    let now = "update tasks set run_at = now() where action = 'delete'";
+    setup.database.connect().batch_execute(now).unwrap();
+    wait_for_stock(&setup, WANTED);
+    keep(&setup, BASIC, 0);
+    wait_for_stock(&setup, 0);
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}
+
+/// Waits until so many can be handed out, whatever is on its way out.
+fn wait_until_ready(setup: &Setup, count: usize) -> Vec<String> {
+    eventually("others are ready", PATIENCE * 2, || Some(ready(setup)).filter(|it| it.len() == count))
+}
+
+#[test]
+fn who_asks_does_not_wait_behind_the_stock() {
+    const STOCK: usize = 100;
+    const WAITING_MAX: usize = 16;
+    let relay = relay();
+    let setup = Setup::new().with("WAIT_SECONDS", "0").with("WORKER_THREADS", "1").through(&relay);
+    let api = setup.api(&[]);
+    keep(&setup, BASIC, STOCK);
+    for number in 0..STOCK {
+        add_ready(&setup, &format!("s{number}"), "");
+    }
+    age_checks(&setup);
+    setup.database.connect().batch_execute("update resources set name = 'tnone-' || id").unwrap();
+    relay.slow_down(Duration::from_secs(1));
+    let _worker = setup.worker();
+    let waiting = || {
+        let sql = "select count(*)::text from tasks
+            where action in ('check', 'delete') and status = 'pending' and run_at <= now()";
+        setup.database.text(sql).unwrap().parse::<usize>().unwrap()
+    };
+    let mut most = 0;
+    for _ in 0..4 {
+        wait_for_look(&setup);
+        most = most.max(waiting());
+    }
+    keep(&setup, BASIC, 0);
+    for _ in 0..4 {
+        wait_for_look(&setup);
+        most = most.max(waiting());
+    }
+    eprintln!("{most} tasks of a stock of {STOCK} waited at once");
+    assert!((1..=WAITING_MAX).contains(&most), "{most} tasks of the stock wait before that of who asks");
+    drop(api);
 }
