@@ -1,11 +1,11 @@
 //! *check*: can an instance of the stock be handed out? Its own key must reach its bucket, the bucket must be empty and
-//! keep what the plan promises, and the user must not carry the id of another instance.
+//! keep what the plan promises, and the user must not carry the id of another instance, nor a policy beside our own.
 //!
 //! Nothing is changed here. What AWS does not answer now is asked later, and says nothing against the instance.
 
 use std::time::Duration;
 
-use super::plan::Promise;
+use super::plan::{Promise, shows_encryption};
 use super::{Ending, StepError, Verdict, Work, find_bucket};
 use crate::aws::{AwsError, Credentials, tag_value};
 use crate::store::{Instance, InstanceStatus, Whereabouts};
@@ -75,15 +75,18 @@ fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
         Some(user) if is_anothers(&user.tags, &instance.id) => return unsound(ANOTHERS),
         Some(_) => {}
     }
+    // such as the old broker's, which opens the bucket's own settings
+    if !caller.list_attached_user_policies(bucket)?.is_empty() {
+        return unsound("its user has a managed policy");
+    }
     if promise.versioned && caller.get_bucket_versioning(bucket)?.as_deref() != Some("Enabled") {
         return unsound("the bucket keeps no versions");
     }
-    let is_encrypted = || {
-        let found = caller.get_bucket_encryption(bucket)?;
-        Ok::<_, AwsError>(found.is_some_and(|it| it.algorithm == "aws:kms"))
-    };
-    if promise.encrypted && !is_encrypted()? {
-        return unsound("the bucket is not encrypted");
+    if promise.encrypted {
+        let key = promise.kms_key(work, instance).map_err(Doubt::Unknown)?;
+        if !shows_encryption(&caller, bucket, key.as_ref())? {
+            return unsound("the bucket is not encrypted, or with another key");
+        }
     }
     Ok(place)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Ending, Notes, StepError, Verdict, Work, wait};
-use crate::aws::{KmsKey, tenant_policy};
+use crate::aws::{AwsError, Caller, KmsKey, tenant_policy};
 use crate::store::{Instance, InstanceStatus};
 
 /// Name of the user's one policy.
@@ -199,13 +199,25 @@ pub(super) fn ensure_encryption(
     instance: &Instance,
     key: Option<&KmsKey>,
 ) -> Result<(), StepError> {
-    let (caller, wanted) = (work.caller(), key.map(KmsKey::master_key_id));
-    caller.put_bucket_encryption(&instance.name, wanted)?;
-    let found = caller.get_bucket_encryption(&instance.name)?;
-    let kept = found.is_some_and(|it| {
+    let caller = work.caller();
+    caller.put_bucket_encryption(&instance.name, key.map(KmsKey::master_key_id))?;
+    if shows_encryption(&caller, &instance.name, key)? {
+        Ok(())
+    } else {
+        Err(wait(SETTING_TRIAL_INTERVAL, "AWS does not show the encryption yet"))
+    }
+}
+
+/// Whether AWS shows that the bucket encrypts with the key.
+pub(super) fn shows_encryption(
+    caller: &Caller<'_>,
+    bucket: &str,
+    key: Option<&KmsKey>,
+) -> Result<bool, AwsError> {
+    let wanted = key.map(KmsKey::master_key_id);
+    Ok(caller.get_bucket_encryption(bucket)?.is_some_and(|it| {
         it.algorithm == "aws:kms" && wanted.is_none_or(|wanted| is_key(it.kms_key.as_deref(), wanted))
-    });
-    if kept { Ok(()) } else { Err(wait(SETTING_TRIAL_INTERVAL, "AWS does not show the encryption yet")) }
+    }))
 }
 
 /// Whether AWS shows the key that was named. It may show the ARN of what was named by id or alias.

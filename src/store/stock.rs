@@ -5,8 +5,9 @@
 //! Invariants
 //! - A row is claimed by one transaction or by none: it is locked, and takes the platform's id, together with all
 //!   that refers to it, in one statement.
-//! - A row is handed out only if its bucket was made or looked at lately, and nothing works on it. So what comes back
-//!   with an old copy of the database, and was claimed since, is looked at first.
+//! - A row is handed out only if its bucket was made or looked at lately, and since its plan's row was changed last,
+//!   and nothing works on it. So what comes back with an old copy of the database, and was claimed since, is looked at
+//!   first, and nobody is given what the plan promised yesterday.
 //! - The id of a row that nobody has claimed is known to no platform and found by no request.
 
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub(crate) struct Stock {
     pub(crate) ready: i64,
     /// How many are being made.
     pub(crate) making: i64,
+    /// How many are to be removed and are not gone yet.
+    pub(crate) removing: i64,
     /// How often in a row one could not be made.
     pub(crate) failures: i32,
     /// Whether one may be made now.
@@ -62,21 +65,32 @@ macro_rules! has_open_task {
     };
 }
 
+/// Whether a task vouches for the row `i` of the plan `p`: within `$2` seconds it made what the plan promises now, or
+/// looked at it. Either reads the plan's row after it has begun.
+macro_rules! is_vouched {
+    ($kinds:literal) => {
+        concat!(
+            "exists (select 1 from tasks v where v.resource = i.id and not v.deleted
+                and v.action in ('provision', 'check')",
+            $kinds,
+            " and p.updated < case v.action when 'check' then coalesce(v.started, v.created) else i.created end
+                and v.finished > now() - make_interval(secs => $2))"
+        )
+    };
+}
+
 /// `$1` plan, `$2` seconds. A check that failed once puts its row in doubt: its next attempt decides.
-const PICK: &str = "
-    select i.id from resources i
+const PICK: &str = concat!(
+    "select i.id from resources i join plans p on p.plan = i.plan
     where not i.claimed and not i.deleted and i.plan = $1::uuid and i.status = 'available'
       and i.name <> '' and i.username <> '' and i.password <> '' and i.region is not null and i.location is not null
       and not exists (
         select 1 from tasks t where t.resource = i.id and not t.deleted
           and (t.status = 'started' or (t.status = 'pending' and t.retries > 0)))
-      and exists (
-        select 1 from tasks t where t.resource = i.id and not t.deleted
-          and t.action in ('provision', 'check') and t.status <> 'failed'
-          and t.finished > now() - make_interval(secs => $2))
-    order by i.created, i.id
-    limit 1
-    for update of i skip locked";
+      and ",
+    is_vouched!(" and v.status <> 'failed'"),
+    " order by i.created, i.id limit 1 for update of i skip locked"
+);
 /// The row that kept the id against other requests goes.
 const GIVE_WAY: &str = "delete from resources where id = $1";
 /// `$1` the row, `$2` its id from now on, `$3` organization, `$4` space. The foreign keys are checked when all has
@@ -110,14 +124,22 @@ const LOOK: &str = concat!(
             where not i.claimed and not i.deleted and i.plan = p.plan and i.status = 'provisioning' and ",
     has_open_task!(" and t.action = 'provision'"),
     ") as making,
+        (select count(*) from resources i where not i.claimed and not i.deleted and i.plan = p.plan and ",
+    has_open_task!(" and t.action = 'delete'"),
+    ") as removing,
         coalesce(f.failures, 0) as failures, coalesce(f.not_before <= now(), true) as may_try
     from plans p join services s on s.service = p.service left join stock_failures f on f.plan = p.plan
     order by p.plan"
 );
-/// `$1` id, `$2` name, `$3` plan, `$4` organization.
+/// Tasks of the stock that wait for a worker.
+const COUNT_WAITING: &str = "
+    select count(*) as waiting from tasks t join resources i on i.id = t.resource
+    where not i.claimed and not i.deleted and not t.deleted and t.status = 'pending' and t.run_at <= now()";
+/// `$1` id, `$2` name, `$3` plan, `$4` organization. The time is that of this moment, since the transaction may have
+/// begun before the edit of the plan that it has seen.
 const INSERT: &str = "
-    insert into resources (id, name, plan, claimed, status, endpoint, organization)
-    values ($1, $2, $3::uuid, false, 'provisioning', $2, $4)";
+    insert into resources (id, name, plan, claimed, status, endpoint, organization, created)
+    values ($1, $2, $3::uuid, false, 'provisioning', $2, $4, clock_timestamp())";
 /// `$1` plan, `$2` how many. Those that are not ready yet go first, then the newest.
 const FIND_EXCESS: &str = concat!(
     "select i.id from resources i
@@ -137,25 +159,26 @@ const FIND_LEFT_OVER: &str = concat!(
     has_open_task!(""),
     " order by i.created, i.id limit $2 for update of i skip locked"
 );
-/// Rows to be looked at, and their last check. `$1` seconds, `$2` how many.
+/// Rows to be looked at, and their last check. `$1` how many, `$2` seconds.
 const FIND_UNCHECKED: &str = concat!(
     "select i.id, (select c.task::text from tasks c
         where c.resource = i.id and c.action = 'check' and not c.deleted
         order by c.created desc, c.task desc limit 1) as task
-    from resources i
+    from resources i join plans p on p.plan = i.plan
     where not i.claimed and not i.deleted and i.status = 'available'
-      and not exists (
-        select 1 from tasks v where v.resource = i.id and not v.deleted
-          and v.action in ('provision', 'check') and v.finished > now() - make_interval(secs => $1))
       and not ",
+    is_vouched!(""),
+    " and not ",
     has_open_task!(""),
-    " order by i.created, i.id limit $2 for no key update of i skip locked"
+    " order by i.created, i.id limit $1 for no key update of i skip locked"
 );
-/// The same task runs again, so that looking for ever fills no table. When it last went well is kept.
+/// The same task runs again, so that looking for ever fills no table. When it last went well is kept, unless the plan
+/// was changed since.
 const REPEAT_CHECK: &str = "
-    update tasks set status = 'pending', run_at = now(), retries = 0, metadata = '{}', cancel = false,
-        finished = case when status = 'finished' then finished end
-    where task = $1::uuid";
+    update tasks t set status = 'pending', run_at = now(), retries = 0, metadata = '{}', cancel = false,
+        finished = case when t.status = 'finished' and t.started > p.updated then t.finished end
+    from resources i join plans p on p.plan = i.plan
+    where t.task = $1::uuid and i.id = t.resource";
 
 /// `$1` plan, `$2` and `$3` the first and the longest pause in seconds. Those that fail during a pause were begun
 /// before it: no row.
@@ -204,6 +227,11 @@ impl Transaction<'_> {
         self.query(LOOK, &[])?.iter().map(Stock::read).collect()
     }
 
+    /// How many tasks of the stock wait for a worker, as platforms' tasks do.
+    pub(crate) fn waiting_for_stock(&mut self) -> Result<i64, StoreError> {
+        Ok(self.query_one(COUNT_WAITING, &[])?.try_get("waiting")?)
+    }
+
     /// Adds an instance that is to be made by `task`.
     pub(crate) fn add_stock(&mut self, plan: &str, name: &str, task: &NewTask) -> Result<(), StoreError> {
         let parameters: [super::Parameter<'_>; 4] = [
@@ -224,20 +252,19 @@ impl Transaction<'_> {
 
     /// Ids and names of rows that are not ready and never will be, `count` at most; held until the transaction ends.
     pub(crate) fn lock_left_over(&mut self, count: i64) -> Result<Vec<(String, String)>, StoreError> {
-        let rows = self.query_due(FIND_LEFT_OVER, LEFT_OVER, count)?;
+        let parameters: [super::Parameter<'_>; 2] =
+            [(&LEFT_OVER.as_secs_f64(), Type::FLOAT8), (&count, Type::INT8)];
+        let rows = self.query(FIND_LEFT_OVER, &parameters)?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("name")?))).collect()
     }
 
     /// Ids of instances that were not looked at lately, and their last check, `count` at most; held until the
     /// transaction ends.
     pub(crate) fn lock_unchecked(&mut self, count: i64) -> Result<Vec<(String, Option<String>)>, StoreError> {
-        let rows = self.query_due(FIND_UNCHECKED, CHECK_INTERVAL, count)?;
+        let parameters: [super::Parameter<'_>; 2] =
+            [(&count, Type::INT8), (&CHECK_INTERVAL.as_secs_f64(), Type::FLOAT8)];
+        let rows = self.query(FIND_UNCHECKED, &parameters)?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("task")?))).collect()
-    }
-
-    /// So many rows for which an age matters.
-    fn query_due(&mut self, sql: &str, age: Duration, count: i64) -> Result<Vec<Row>, StoreError> {
-        self.query(sql, &[(&age.as_secs_f64(), Type::FLOAT8), (&count, Type::INT8)])
     }
 
     /// Lets a check that has ended run again.
@@ -276,6 +303,7 @@ impl Stock {
             wanted: row.try_get("wanted")?,
             ready: row.try_get("ready")?,
             making: row.try_get("making")?,
+            removing: row.try_get("removing")?,
             failures: row.try_get("failures")?,
             may_try: row.try_get("may_try")?,
         })

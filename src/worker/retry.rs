@@ -33,8 +33,8 @@ impl RetryPolicy {
             TaskKind::RotateCredentials => RetryPolicy { delay_s_first: 1,  delay_s_max: 60,    attempts_max: 10 },
             // somebody was told that the key ends
             TaskKind::RemovePreviousKey => RetryPolicy { delay_s_first: 5,  delay_s_max: 3_600, attempts_max: u32::MAX },
-            // a later one writes the same tags
-            TaskKind::Tag               => RetryPolicy { delay_s_first: 5,  delay_s_max: 600,   attempts_max: 12 },
+            // who pays stands in the tags, and whose an instance of the stock has become
+            TaskKind::Tag               => RetryPolicy { delay_s_first: 5,  delay_s_max: 3_600, attempts_max: u32::MAX },
             TaskKind::Check             => RetryPolicy { delay_s_first: 10, delay_s_max: 600,   attempts_max: 5 },
             TaskKind::NotifyCreateService | TaskKind::NotifyCreateBinding
                                         => RetryPolicy { delay_s_first: 10, delay_s_max: 600,   attempts_max: 12 },
@@ -55,9 +55,9 @@ impl RetryPolicy {
     }
 }
 
-/// Whether a task goes on trying what AWS refuses for good: what it removes must not stay.
+/// Whether a task goes on trying what AWS refuses for good: what it removes must not stay, what it writes be missing.
 pub(super) fn outlasts_refusal(kind: &TaskKind) -> bool {
-    matches!(kind, TaskKind::Delete | TaskKind::Sweep | TaskKind::RemovePreviousKey)
+    matches!(kind, TaskKind::Delete | TaskKind::Sweep | TaskKind::RemovePreviousKey | TaskKind::Tag)
 }
 
 /// Takes a random part, a quarter at most, off a pause, so that many do not come back together.

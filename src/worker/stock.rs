@@ -3,10 +3,12 @@
 //! Not here: how one is made and looked at (`steps`), who gets one (`broker::provision`).
 //!
 //! Invariants
-//! - One worker at a time decides, and there are never more than was asked for.
+//! - One worker at a time decides, and there are never more than was asked for; with those that cannot be removed,
+//!   never more than twice as many.
 //! - After a failure one is tried at a time, and after a pause that doubles.
 //! - Platforms' tasks come first: few of the stock are made or looked at at once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::retry::spread;
@@ -22,16 +24,31 @@ const ERROR_INTERVAL: Duration = Duration::from_secs(10);
 const MAKING_MAX: i64 = 8;
 /// How many are removed, or looked at, in one go.
 const SLICE: i64 = 16;
+/// How many tasks of the stock may wait for a worker: whoever asks for an instance now waits behind them.
+const WAITING_MAX: i64 = 8;
+
+/// What has come of a look after the stock: lines for the log.
+#[derive(Default)]
+struct Tended {
+    /// What was done.
+    done: Vec<String>,
+    /// What stands in the way.
+    held: BTreeSet<String>,
+}
 
 impl Shop {
     /// Looks after the stock until the process is to end.
     pub(super) fn keep_stock(&self) {
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
+        let mut said = BTreeSet::new();
         while !self.stop.is_set() {
             let prefix = self.settings.name_prefix.clone();
             let pause = match self.store.transaction(move |tx| tend(tx, &prefix)) {
-                Ok(done) => {
+                Ok(None) => LOOK_INTERVAL, // another worker is at it
+                Ok(Some(Tended { done, held })) => {
                     done.iter().for_each(|line| log::info!("{line}"));
+                    held.difference(&said).for_each(|line| log::warn!("{line}"));
+                    said = held;
                     LOOK_INTERVAL
                 }
                 Err(err) => {
@@ -44,18 +61,26 @@ impl Shop {
     }
 }
 
-/// Brings the stock a step closer to what is asked for; a line for each thing done.
-fn tend(tx: &mut Transaction<'_>, prefix: &str) -> Result<Vec<String>, StoreError> {
-    let mut done = Vec::new();
+/// Brings the stock a step closer to what is asked for, unless another worker does.
+fn tend(tx: &mut Transaction<'_>, prefix: &str) -> Result<Option<Tended>, StoreError> {
     if !tx.lock_stock()? {
-        return Ok(done); // another worker is at it
+        return Ok(None);
     }
+    let Tended { mut done, mut held } = Tended::default();
+    let mut room = (WAITING_MAX - tx.waiting_for_stock()?).max(0);
     for stock in tx.stock()? {
-        let added = stock.to_add();
-        let excess = match stock.to_remove() {
+        if stock.is_held() {
+            let Stock { name, wanted, .. } = &stock;
+            held.insert(format!(
+                "stock is not replaced while so much of it cannot be removed: plan={name} wanted={wanted}"
+            ));
+        }
+        let added = stock.to_add().min(room);
+        let excess = match stock.to_remove().min(room) {
             0 => Vec::new(),
             count => tx.lock_excess(&stock.plan, count)?,
         };
+        room = (room - added - i64::try_from(excess.len()).unwrap_or(room)).max(0);
         for _ in 0..added {
             add(tx, &stock.plan, prefix)?;
         }
@@ -78,13 +103,13 @@ fn tend(tx: &mut Transaction<'_>, prefix: &str) -> Result<Vec<String>, StoreErro
         }
         done.push(format!("stock that nobody finished is removed: instance={id:?} name={name:?}"));
     }
-    for (id, last) in tx.lock_unchecked(SLICE)? {
+    for (id, last) in tx.lock_unchecked(room)? {
         match last {
             Some(task) => tx.repeat_check(&task)?,
             None => tx.enqueue(&task(&id, TaskKind::Check)?)?,
         }
     }
-    Ok(done)
+    Ok(Some(Tended { done, held }))
 }
 
 impl Stock {
@@ -95,7 +120,19 @@ impl Stock {
             (_, true) => 1,
             (_, false) => 0,
         };
-        (self.wanted - self.ready - self.making).min(at_once - self.making).max(0)
+        let missing = self.wanted - self.ready - self.making;
+        missing.min(at_once - self.making).min(self.room()).max(0)
+    }
+
+    /// How many there may be more, those included that are on their way out: what cannot be removed, in bucket after
+    /// bucket, must not eat up the account.
+    fn room(&self) -> i64 {
+        self.wanted.saturating_mul(2) - self.ready - self.making - self.removing
+    }
+
+    /// Whether some are missing and none is made because so many are still to be removed.
+    fn is_held(&self) -> bool {
+        self.wanted > self.ready + self.making && self.room() <= 0
     }
 
     /// How many are to be removed now.
@@ -180,6 +217,22 @@ mod tests {
         for (wanted, ready, making, failures, may_try, added, removed) in cases {
             let stock = Stock { wanted, ready, making, failures, may_try, ..Stock::default() };
             assert_eq!((stock.to_add(), stock.to_remove()), (added, removed), "{stock:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_gone_yet_counts() {
+        for (wanted, ready, making, removing, added, is_held) in [
+            (4, 1, 0, 3, 3, false),
+            (4, 0, 0, 7, 1, false),
+            (4, 0, 0, 8, 0, true),
+            (4, 0, 1, 8, 0, true),
+            (4, 4, 0, 9, 0, false),
+            (1, 0, 0, 1, 1, false),
+            (0, 0, 0, 5, 0, false),
+        ] {
+            let stock = Stock { wanted, ready, making, removing, may_try: true, ..Stock::default() };
+            assert_eq!((stock.to_add(), stock.is_held()), (added, is_held), "{stock:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 mod claims;
 mod cuts;
 mod failures;
+mod promises;
 mod upkeep;
 
 use crate::support::*;
