@@ -101,6 +101,7 @@ impl Shop {
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
         while !self.stop.is_set() {
             self.look_for_others();
+            self.look_for_twins();
             self.purge();
             self.stop.wait(PURGE_INTERVAL);
         }
@@ -114,6 +115,20 @@ impl Shop {
                 "another broker's worker has taken tasks within the hour; it must be stopped: tasks={taken}"
             ),
             Err(err) => log::warn!("tasks not looked at: cause={err}"),
+        }
+    }
+
+    /// Tells of instances that the old broker gave the same bucket.
+    fn look_for_twins(&self) {
+        match self.store.transaction(|tx| tx.shared_names()) {
+            Ok(shared) => {
+                for (bucket, ids) in shared {
+                    log::error!(
+                        "instances share a bucket; all but one must be replaced: bucket={bucket} instances={ids:?}"
+                    );
+                }
+            }
+            Err(err) => log::warn!("instances not looked at: cause={err}"),
         }
     }
 

@@ -6,7 +6,7 @@ use crate::cloud::*;
 use crate::support::*;
 
 /// The instances in its dump; the deleted one is not among them.
-const OLD: [(&str, &str); 4] = [
+pub(crate) const OLD: [(&str, &str); 4] = [
     ("22222222-bbbb-4bbb-8bbb-000000000001", BASIC),
     ("22222222-bbbb-4bbb-8bbb-000000000002", VERSIONED),
     ("22222222-bbbb-4bbb-8bbb-000000000003", SHIELD),
@@ -14,7 +14,7 @@ const OLD: [(&str, &str); 4] = [
 ];
 
 /// What the old broker made for an instance, in its order.
-fn make_in_aws(setup: &Setup, id: &str, plan: &str, number: usize) {
+pub(crate) fn make_in_aws(setup: &Setup, id: &str, plan: &str, number: usize) {
     let name = format!("{}-u{:08x}", setup.prefix, 0x4b36_0000 + number);
     let user =
         admin(&["iam", "create-user", "--user-name", &name])["User"]["Arn"].as_str().unwrap().to_owned();
@@ -59,15 +59,26 @@ fn make_in_aws(setup: &Setup, id: &str, plan: &str, number: usize) {
 
 /// The old broker's database, its processes stopped, and what it made.
 fn taken_over() -> Setup {
+    taken_over_with(&[0, 1, 2, 3])
+}
+
+/// The same with some of its instances only: each takes a while to make.
+pub(crate) fn taken_over_with(kept: &[usize]) -> Setup {
     let setup = Setup::on(Database::of_the_old_broker());
     for (number, (id, plan)) in OLD.iter().enumerate() {
-        make_in_aws(&setup, id, plan, number);
+        if kept.contains(&number) {
+            make_in_aws(&setup, id, plan, number);
+        } else {
+            let sql =
+                format!("delete from tasks where resource = '{id}'; delete from resources where id = '{id}'");
+            setup.database.connect().batch_execute(&sql).unwrap();
+        }
     }
     setup
 }
 
 /// The managed policies that are left.
-fn policies(setup: &Setup) -> Vec<String> {
+pub(crate) fn policies(setup: &Setup) -> Vec<String> {
     let all = admin(&["iam", "list-policies", "--scope", "Local"]);
     let names =
         all["Policies"].as_array().unwrap().iter().map(|it| it["PolicyName"].as_str().unwrap().to_owned());
@@ -75,7 +86,7 @@ fn policies(setup: &Setup) -> Vec<String> {
 }
 
 /// Waits until a worker has looked where the buckets are.
-fn wait_for_places(setup: &Setup) {
+pub(crate) fn wait_for_places(setup: &Setup) {
     eventually("the instances are completed", PATIENCE, || {
         setup.database.text(
             "select 'yes' where not exists (select 1 from resources where region is null and not deleted)",
@@ -179,4 +190,48 @@ fn whatever_the_old_broker_left_in_its_tables_is_served() {
     }
     assert_eq!(setup.left_in_aws(), Vec::<String>::new());
     assert_eq!(policies(&setup), Vec::<String>::new());
+}
+
+/// The tenant's key reaches its bucket.
+fn check_usable(credentials: &serde_json::Value) {
+    let put =
+        ["s3api", "put-object", "--bucket", credentials["S3_BUCKET"].as_str().unwrap(), "--key", "kept"];
+    assert!(tenant(credentials, &put).status().unwrap().success(), "{credentials}");
+}
+
+#[test]
+fn what_two_rows_share_stays_until_the_last_of_them_is_deleted() {
+    let setup = taken_over_with(&[0]);
+    // Two of the old broker's replicas gave one bucket to two; a third put it back into the stock.
+    let sql = format!(
+        "insert into resources (id, name, plan, claimed, status, username, password, endpoint)
+             select new.id, name, plan, new.claimed, status, username, password, endpoint
+             from resources, (values ('twin', true), ('spare', false)) as new (id, claimed)
+             where resources.id = '{}';
+         delete from tasks",
+        OLD[0].0
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let (api, worker) = (setup.api(&[]), setup.worker());
+    wait_for_places(&setup);
+    worker.wait_for_log("instances share a bucket");
+    let credentials = api.bind(OLD[0].0, "web-default");
+    let is_gone = |id: &str| {
+        let sql = format!("select 'yes' from resources where id = '{id}' and deleted");
+        eventually("the row is gone", PATIENCE, || setup.database.text(&sql));
+    };
+    is_gone("spare");
+    check_usable(&credentials);
+    api.remove("twin", BASIC);
+    check_usable(&credentials);
+    let sweeps = "update tasks set run_at = now() where action = 'sweep' and status = 'pending'";
+    assert_eq!(setup.database.connect().execute(sweeps, &[]).unwrap(), 2);
+    eventually("the sweeps are over", PATIENCE, || {
+        setup.database.text(
+            "select 'yes' from tasks where action = 'sweep' and status = 'finished' having count(*) = 2",
+        )
+    });
+    check_usable(&credentials);
+    api.remove(OLD[0].0, BASIC);
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
 }
