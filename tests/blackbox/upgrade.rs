@@ -192,11 +192,42 @@ fn whatever_the_old_broker_left_in_its_tables_is_served() {
     assert_eq!(policies(&setup), Vec::<String>::new());
 }
 
+/// Writes a row as the old broker did when it had made an instance, and nothing else.
+pub(crate) fn insert_old(setup: &Setup, id: &str, plan: &str) {
+    let sql = format!(
+        "insert into resources (id, name, plan, claimed, status, username, password, endpoint)
+         values ('{id}', '', '{plan}', true, 'available', null, null, '')"
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+}
+
 /// The tenant's key reaches its bucket.
 fn check_usable(credentials: &serde_json::Value) {
     let put =
         ["s3api", "put-object", "--bucket", credentials["S3_BUCKET"].as_str().unwrap(), "--key", "kept"];
     assert!(tenant(credentials, &put).status().unwrap().success(), "{credentials}");
+}
+
+#[test]
+fn instances_are_completed_and_tagged_whenever_the_old_broker_made_them() {
+    let setup = taken_over_with(&[1]);
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    wait_for_places(&setup);
+    let late = "late";
+    insert_old(&setup, late, BASIC);
+    make_in_aws(&setup, late, BASIC, OLD.len());
+    wait_for_places(&setup);
+    check_usable(&api.bind(late, "web-default"));
+    let broker = setup.database.text("select id::text from broker").unwrap();
+    for id in [OLD[1].0, late] {
+        let name = setup.database.text(&format!("select name from resources where id = '{id}'")).unwrap();
+        eventually("bucket and user say whose they are", PATIENCE, || {
+            let bucket = admin(&["s3api", "get-bucket-tagging", "--bucket", &name]).to_string();
+            let user = admin(&["iam", "list-user-tags", "--user-name", &name]).to_string();
+            let ours = |tags: &str| tags.contains(&broker) && tags.contains(id);
+            (ours(&bucket) && bucket.contains("org-1") && ours(&user)).then_some(())
+        });
+    }
 }
 
 #[test]
