@@ -1,11 +1,11 @@
 //! What a worker does beside its tasks: it says who it is, completes rows of the old broker, and keeps the
-//! tables small.
+//! tables small and free of old secrets.
 
 use std::time::Duration;
 
 use super::{POLL_INTERVAL, Shop, stock};
 use crate::steps;
-use crate::store::{NewTask, StoreError, TaskKind, Transaction};
+use crate::store::{NewTask, Store, StoreError, TaskKind, Transaction};
 
 /// The pauses in which AWS is asked who we are until it answers: the first, and the longest.
 const INTRODUCE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -156,13 +156,15 @@ impl Shop {
         }
     }
 
-    /// Takes old tasks out of sight, slice by slice.
+    /// Takes old tasks out of sight, and wipes secrets that nothing needs any more, slice by slice.
     fn purge(&self) {
-        while !self.stop.is_set() {
-            match self.store.purge_tasks() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(err) => return log::warn!("old tasks not put away: cause={err}"),
+        for purge in [Store::purge_tasks, Store::forget_webhooks, Store::forget_keys] {
+            while !self.stop.is_set() {
+                match purge(&self.store) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(err) => return log::warn!("old rows not tidied: cause={err}"),
+                }
             }
         }
     }

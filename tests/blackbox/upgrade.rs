@@ -266,3 +266,29 @@ fn what_two_rows_share_stays_until_the_last_of_them_is_deleted() {
     api.remove(OLD[0].0, BASIC);
     assert_eq!(setup.left_in_aws(), Vec::<String>::new());
 }
+
+#[test]
+fn secrets_of_what_is_long_over_go() {
+    let setup = Setup::on(Database::of_the_old_broker());
+    let sql = format!(
+        "insert into tasks (task, resource, action, status, metadata, deleted)
+         select gen_random_uuid(), '{}', action, status::task_status, '{{\"url\":\"https://h/\",\"secret\":\"planted\"}}', deleted
+         from (values ('finished', false), ('failed', false), ('finished', true)) as ended (status, deleted),
+             (values ('notify-create-service-webhook'), ('notify-create-binding-webhook')) as notice (action)",
+        OLD[1].0
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let _worker = setup.worker();
+    eventually("the notices have forgotten whom they told", PATIENCE, || {
+        setup
+            .database
+            .text("select 'yes' where not exists (select from tasks where metadata like '%planted%')")
+    });
+    eventually("rows of deleted instances hold no key", PATIENCE, || {
+        let sql =
+            "select 'yes' where not exists (select from resources where deleted and password is not null)";
+        setup.database.text(sql)
+    });
+    let kept = "select count(password)::text from resources where not deleted";
+    assert_eq!(setup.database.text(kept).as_deref(), Some("4"));
+}
