@@ -292,3 +292,57 @@ fn secrets_of_what_is_long_over_go() {
     let kept = "select count(password)::text from resources where not deleted";
     assert_eq!(setup.database.text(kept).as_deref(), Some("4"));
 }
+
+#[test]
+fn what_the_old_worker_gave_up_can_be_asked_for_again() {
+    let setup = taken_over_with(&[2, 3]);
+    let sql = format!(
+        "insert into tasks (task, resource, action, status, retries, metadata, finished) values
+             (gen_random_uuid(), '{}', 'change-plans', 'failed', 60, '{{\"plan\":\"{VERSIONED}\"}}', now()),
+             (gen_random_uuid(), '{}', 'delete', 'failed', 10, 'its name', now())",
+        OLD[2].0, OLD[3].0
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    wait_for_places(&setup);
+    let again = "update tasks set status = 'pending', run_at = now(), retries = 0, finished = null
+        where action in ('delete', 'change-plans') and status = 'failed' and not deleted";
+    assert_eq!(setup.database.connect().execute(again, &[]).unwrap(), 2);
+    eventually("the instance is gone", PATIENCE, || {
+        let answer = api.get(&format!("/v2/service_instances/{}/last_operation", OLD[3].0));
+        (answer.status == 410).then_some(())
+    });
+    let plan = format!("select plan::text from resources where id = '{}'", OLD[2].0);
+    eventually("the plan is changed", PATIENCE, || setup.database.text(&plan).filter(|it| it == VERSIONED));
+}
+
+#[test]
+fn buckets_become_what_their_plans_promise_when_asked() {
+    let setup = taken_over_with(&[1, 2]);
+    let name_of =
+        |id: &str| setup.database.text(&format!("select name from resources where id = '{id}'")).unwrap();
+    let (versioned, encrypted) = (name_of(OLD[1].0), name_of(OLD[2].0));
+    admin(&["s3api", "delete-bucket-encryption", "--bucket", &encrypted]);
+    let suspended = "Status=Suspended";
+    admin(&[
+        "s3api",
+        "put-bucket-versioning",
+        "--bucket",
+        &versioned,
+        "--versioning-configuration",
+        suspended,
+    ]);
+    let _worker = setup.worker();
+    wait_for_places(&setup);
+    let sql = "insert into tasks (task, resource, action, metadata)
+        select gen_random_uuid(), id, 'change-plans', json_build_object('plan', plan)::text from resources
+        where claimed and not deleted and status = 'available' and name ~ '-u[0-9a-f]{8}$'";
+    assert_eq!(setup.database.connect().execute(sql, &[]).unwrap(), 2);
+    eventually("all is as promised", PATIENCE, || {
+        setup.database.text(
+            "select 'yes' from tasks where action = 'change-plans' and status = 'finished' having count(*) = 2",
+        )
+    });
+    assert!(ask_s3(&format!("/{encrypted}?encryption")).contains("aws:kms"));
+    assert!(ask_s3(&format!("/{versioned}?versioning")).contains("Enabled"));
+}
