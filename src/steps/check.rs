@@ -59,6 +59,9 @@ fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
         return unsound("its row has no access key");
     };
     let (tenant, bucket) = (Credentials::lasting(id, secret), instance.name.as_str());
+    if work.is_shared(bucket).map_err(Doubt::Unknown)? {
+        return unsound("another instance has the bucket too");
+    }
     let tenant = work.aws.tenant_caller(&tenant, work.permit);
     let place = find_bucket(&tenant, work.aws, bucket).map_err(refused)?;
     match tenant.list_object_versions(bucket).map_err(refused)? {

@@ -315,6 +315,19 @@ impl Work<'_> {
         found.ok_or_else(|| StepError::Unfixable("the instance is gone".to_owned()))
     }
 
+    /// Whether another instance has bucket and user of that name as well.
+    fn is_shared(&self, name: &str) -> Result<bool, StepError> {
+        let (id, sought) = (self.claim.instance.clone(), name.to_owned());
+        let shared = self.store.transaction(move |tx| tx.is_shared(&id, &sought))?;
+        if shared {
+            log::warn!(
+                "another instance has the bucket too: instance={:?} bucket={name}",
+                self.claim.instance
+            );
+        }
+        Ok(shared)
+    }
+
     /// Changes the instance's row while the claim is held.
     fn write(
         &self,

@@ -65,6 +65,6 @@ impl Transaction<'_> {
 
     /// Writes down where the bucket is, whatever was believed.
     pub(crate) fn move_instance(&mut self, id: &str, bucket: &Whereabouts) -> Result<(), StoreError> {
-        self.write_place(MOVE, id, bucket)
+        self.write_place(MOVE, id, bucket).map(drop)
     }
 }

@@ -204,9 +204,10 @@ const FIND_UNPLACED: &str = "
     where region is null and not deleted and username is not null
         and status not in ('provisioning', 'deprovisioning', 'failed')
     order by id";
-/// `$2` region, `$3` location, `$4` endpoint, where they are not known yet.
+/// `$2` region, `$3` location, `$4` endpoint, where they are not known yet and still matter.
 const PLACE: &str = "
-    update resources set region = $2, location = $3, s3_endpoint = $4 where id = $1 and region is null";
+    update resources set region = $2, location = $3, s3_endpoint = $4
+    where id = $1 and region is null and not deleted and status <> 'deprovisioning'";
 /// Leaves nothing that opens anything. `$2` whether the row is gone for the platform too.
 const WIPE: &str = "
     update resources set username = null, password = null, key_since = null, next_key = null,
@@ -303,14 +304,14 @@ impl Transaction<'_> {
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("name")?))).collect()
     }
 
-    /// Writes down where an instance's bucket is, if that is not known yet.
-    pub(crate) fn place_instance(&mut self, id: &str, bucket: &Whereabouts) -> Result<(), StoreError> {
-        self.write_place(PLACE, id, bucket)
+    /// Writes down where an instance's bucket is; false when that is known already, or the instance goes.
+    pub(crate) fn place_instance(&mut self, id: &str, bucket: &Whereabouts) -> Result<bool, StoreError> {
+        Ok(self.write_place(PLACE, id, bucket)? == 1)
     }
 
     /// The instance can be used from now on.
     pub(crate) fn mark_available(&mut self, id: &str, bucket: &Whereabouts) -> Result<(), StoreError> {
-        self.write_place(MARK_AVAILABLE, id, bucket)
+        self.write_place(MARK_AVAILABLE, id, bucket).map(drop)
     }
 
     /// The parameters that both ways of writing a place share.
@@ -319,14 +320,14 @@ impl Transaction<'_> {
         sql: &str,
         id: &str,
         bucket: &Whereabouts,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
         let parameters: [super::Parameter<'_>; 4] = [
             (&id, Type::TEXT),
             (&bucket.region, Type::TEXT),
             (&bucket.location, Type::TEXT),
             (&bucket.s3_endpoint, Type::TEXT),
         ];
-        self.execute(sql, &parameters).map(drop)
+        self.execute(sql, &parameters)
     }
 
     /// Nothing is left of the instance in AWS; its secrets go here too.

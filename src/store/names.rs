@@ -42,6 +42,13 @@ const IS_NAMED: &str = "
     or exists (
         select from tasks t
         where not t.deleted and t.status in ('pending', 'started') and strpos(t.metadata, $1) > 0) as named";
+/// Whether an instance that is not deleted and is not `$1` bears the name `$2` too.
+const IS_SHARED: &str = "
+    select exists (select from resources where name = $2 and id <> $1 and not deleted) as shared";
+/// Names that several instances bear, and those.
+const FIND_SHARED: &str = "
+    select name, string_agg(id, ' ' order by id) as ids from resources where name <> '' and not deleted
+    group by name having count(*) > 1 order by name limit 100";
 /// The one row of `broker`.
 const FIND_BROKER: &str = "select id::text from broker";
 
@@ -54,6 +61,18 @@ impl Transaction<'_> {
     /// Whether the database names this. One name may stand within another: then it is taken for named.
     pub(crate) fn is_named(&mut self, name: &str) -> Result<bool, StoreError> {
         Ok(self.query_one(IS_NAMED, &[(&name, Type::TEXT)])?.try_get("named")?)
+    }
+
+    /// Whether another instance bears the name as well: the old broker could give one bucket to two.
+    pub(crate) fn is_shared(&mut self, instance: &str, name: &str) -> Result<bool, StoreError> {
+        let row = self.query_one(IS_SHARED, &[(&instance, Type::TEXT), (&name, Type::TEXT)])?;
+        Ok(row.try_get("shared")?)
+    }
+
+    /// Names that several instances bear, each with their ids.
+    pub(crate) fn shared_names(&mut self) -> Result<Vec<(String, String)>, StoreError> {
+        let rows = self.query(FIND_SHARED, &[])?;
+        rows.iter().map(|row| Ok((row.try_get("name")?, row.try_get("ids")?))).collect()
     }
 
     /// The id that this broker writes on what it makes.

@@ -20,6 +20,11 @@ const TABLE_EXISTS: &str = "
     select exists (
         select 1 from pg_catalog.pg_class where relname = 'schema_version' and pg_table_is_visible(oid)
     ) as there";
+/// Whether the tables about to be made are there already: another database has none, nor has another `search_path`.
+const IS_TAKEN_OVER: &str = "
+    select exists (
+        select 1 from pg_catalog.pg_tables where schemaname = current_schema() and tablename = 'resources'
+    ) as there";
 /// The version of the tables.
 const FIND_VERSION: &str = "select version from schema_version";
 /// Waits for those who change the tables now, but not for long: the whole is tried again.
@@ -42,7 +47,11 @@ impl Store {
             if is_current(tx)? {
                 return Ok(false);
             }
+            let is_taken_over = tx.query_one(IS_TAKEN_OVER, &[])?.try_get::<_, bool>("there")?;
             tx.batch(SCHEMA)?;
+            if !is_taken_over {
+                log::info!("no tables of a broker were there: all were made, and know no instance");
+            }
             Ok(true)
         })
     }

@@ -120,7 +120,7 @@ const CLAIM: &str = "
           and t.action <> all($3)
           and (t.status = 'pending'
             or (t.worker is not null and t.lease_until < now())
-            or (t.worker is null and t.started < now() - interval '1 hour'))
+            or (t.worker is null and coalesce(t.started, t.updated) < now() - interval '1 hour'))
           and not exists (
             select 1 from tasks r where r.resource = t.resource and r.task <> t.task
               and not r.deleted and r.status = 'started' and r.worker is not null)

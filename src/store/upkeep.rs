@@ -1,8 +1,9 @@
-//! What the tables need now and then: tasks that nobody will ask for go, and somebody looks whether the
-//! Go broker still writes into them.
+//! What the tables need now and then: tasks that nobody will ask for go, and secrets that nothing needs; somebody looks
+//! whether the Go broker still writes into them.
 
 use postgres::types::Type;
 
+use super::kinds::{NOTICES, TaskKind};
 use super::{Store, StoreError};
 
 /// How many tasks go in one transaction.
@@ -25,6 +26,22 @@ const PURGE: &str = "
         limit $1
         for update skip locked)";
 
+/// Settled notices keep neither URL nor secret; the Go broker left both. `$1` are their actions, `$2` how many at most.
+const FORGET_WEBHOOKS: &str = "
+    update tasks set metadata = '{}'
+    where task in (
+        select task from tasks
+        where action = any($1) and status in ('finished', 'failed') and metadata <> '{}'
+        limit $2
+        for update skip locked)";
+/// Deleted instances keep no key; the Go broker left it in the row. `$1` is how many at most.
+const FORGET_KEYS: &str = "
+    update resources set username = null, password = null
+    where id in (
+        select id from resources where deleted and coalesce(username, password) is not null
+        limit $1
+        for update skip locked)";
+
 /// Tasks that the Go broker's worker has taken lately: it never says who it is.
 const TAKEN_BY_OTHERS: &str = "
     select count(*) from tasks
@@ -34,11 +51,31 @@ impl Store {
     /// Takes a slice of old tasks out of sight; false when there is no more of them.
     pub(crate) fn purge_tasks(&self) -> Result<bool, StoreError> {
         let purged = self.transaction(|tx| tx.execute(PURGE, &[(&SLICE, Type::INT8)]))?;
-        Ok(i64::try_from(purged).unwrap_or(SLICE) >= SLICE)
+        Ok(is_slice(purged))
+    }
+
+    /// Forgets whom a slice of settled notices told; false when there is no more of them.
+    pub(crate) fn forget_webhooks(&self) -> Result<bool, StoreError> {
+        let forgotten = self.transaction(|tx| {
+            let notices: Vec<&str> = NOTICES.iter().map(TaskKind::as_str).collect();
+            tx.execute(FORGET_WEBHOOKS, &[(&notices, Type::TEXT_ARRAY), (&SLICE, Type::INT8)])
+        })?;
+        Ok(is_slice(forgotten))
+    }
+
+    /// Forgets the keys of a slice of deleted instances; false when there is no more of them.
+    pub(crate) fn forget_keys(&self) -> Result<bool, StoreError> {
+        let forgotten = self.transaction(|tx| tx.execute(FORGET_KEYS, &[(&SLICE, Type::INT8)]))?;
+        Ok(is_slice(forgotten))
     }
 
     /// How many tasks a worker that is none of ours has taken within the hour.
     pub(crate) fn tasks_of_others(&self) -> Result<i64, StoreError> {
         self.transaction(|tx| Ok(tx.query_one(TAKEN_BY_OTHERS, &[])?.try_get(0)?))
     }
+}
+
+/// Whether there may be more rows than these.
+fn is_slice(rows: u64) -> bool {
+    i64::try_from(rows).unwrap_or(SLICE) >= SLICE
 }

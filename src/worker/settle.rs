@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::stock;
+use super::upkeep::enqueue_tags;
 use crate::random;
 use crate::steps::{Ending, key_removal, sweep};
 use crate::store::{Claim, InstanceStatus, LeaseState, NewTask, StoreError, TaskKind, Transaction};
@@ -104,7 +105,10 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             tx.finish_task(claim, "the previous access key was removed")
         }
         Ending::Tagged => tx.finish_task(claim, "tagged"),
-        Ending::Resynced => tx.finish_task(claim, "in line with AWS"),
+        Ending::Resynced => {
+            tx.finish_task(claim, "in line with AWS")?;
+            enqueue_tags(tx, &claim.instance, Duration::ZERO)
+        }
         // A delete came after the last look.
         Ending::Rotated { .. } | Ending::PlanChanged { .. } | Ending::PlanKept { .. }
             if !matches!(status, Some(InstanceStatus::Available | InstanceStatus::Modifying)) =>
@@ -133,8 +137,9 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             tx.finish_task(claim, "not in stock any more")
         }
         Ending::Sound(bucket) => {
-            tx.place_instance(&claim.instance, &bucket)?;
-            tx.finish_task(claim, "can be handed out")
+            tx.finish_task(claim, "can be handed out")?;
+            let placed = tx.place_instance(&claim.instance, &bucket)?;
+            if placed { enqueue_tags(tx, &claim.instance, Duration::ZERO) } else { Ok(()) }
         }
         Ending::Unsound { reason } => stock::replace(tx, claim, &reason),
         Ending::NotStock => tx.finish_task(claim, "not in stock any more"),

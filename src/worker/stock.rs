@@ -175,7 +175,7 @@ pub(super) fn count_failure(tx: &mut Transaction<'_>, instance: &Instance) -> Re
 }
 
 /// A task that is due at once and needs to know nothing.
-fn task(instance: &str, kind: TaskKind) -> Result<NewTask, StoreError> {
+pub(super) fn task(instance: &str, kind: TaskKind) -> Result<NewTask, StoreError> {
     Ok(NewTask {
         task: random::uuid().map_err(no_randomness)?,
         instance: instance.to_owned(),

@@ -1,15 +1,21 @@
 //! What a worker does beside its tasks: it says who it is, completes rows of the old broker, and keeps the
-//! tables small.
+//! tables small and free of old secrets.
 
 use std::time::Duration;
 
-use super::{POLL_INTERVAL, Shop};
+use super::{POLL_INTERVAL, Shop, stock};
 use crate::steps;
+use crate::store::{NewTask, Store, StoreError, TaskKind, Transaction};
 
 /// The pauses in which AWS is asked who we are until it answers: the first, and the longest.
 const INTRODUCE_PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// The same for buckets of old instances that AWS did not show.
 const PLACE_PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
+/// How often it is looked whether the old broker has left more of them.
+const PLACE_INTERVAL: Duration = Duration::from_secs(10);
+/// The tags of old instances are written one after the other, that far apart: thousands at once would hold up what
+/// platforms ask for.
+const TAG_INTERVAL: Duration = Duration::from_secs(1);
 /// How often old tasks are looked for.
 const PURGE_INTERVAL: Duration = Duration::from_secs(3_600);
 
@@ -63,37 +69,55 @@ impl Shop {
         true
     }
 
-    /// Asks AWS where the buckets of the old broker are, and writes it down, until all are known.
+    /// Asks AWS where the buckets of the old broker are, and writes it down. Goes on looking when all are known: the old
+    /// broker may be stopped later, or be at work once more.
     pub(super) fn place_old_instances(&self) {
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
         let mut pauses = Pauses::new(PLACE_PAUSES);
         while !self.stop.is_set() {
-            match self.store.transaction(|tx| tx.unplaced_instances()) {
-                Ok(unplaced) if unplaced.is_empty() => return,
+            let all_known = match self.store.transaction(|tx| tx.unplaced_instances()) {
                 Ok(unplaced) => self.place_instances(unplaced),
-                Err(err) => log::warn!("old instances not looked at: cause={err}"),
+                Err(err) => {
+                    log::warn!("old instances not looked at: cause={err}");
+                    false
+                }
+            };
+            if all_known {
+                pauses = Pauses::new(PLACE_PAUSES);
+                self.stop.wait(PLACE_INTERVAL);
+            } else {
+                self.stop.wait(pauses.take());
             }
-            self.stop.wait(pauses.take());
         }
     }
 
-    /// Asks for each of these once.
-    fn place_instances(&self, unplaced: Vec<(String, String)>) {
-        for (id, bucket) in unplaced {
+    /// Asks for each of these once; whether AWS has told of all.
+    fn place_instances(&self, unplaced: Vec<(String, String)>) -> bool {
+        let mut all_known = true;
+        for (number, (id, bucket)) in (0_u32..).zip(unplaced) {
             if self.stop.is_set() {
-                return;
+                return false;
             }
             let caller = self.aws.caller(self.stop.as_ref());
             let written = steps::find_bucket(&caller, &self.aws, &bucket).map(|place| {
                 let id = id.clone();
-                self.store.transaction(move |tx| tx.place_instance(&id, &place))
+                self.store.transaction(move |tx| {
+                    let placed = tx.place_instance(&id, &place)?;
+                    if placed { enqueue_tags(tx, &id, TAG_INTERVAL * number) } else { Ok(()) }
+                })
             });
-            match written {
-                Ok(Ok(())) => log::info!("old instance completed: instance={id:?} bucket={bucket}"),
-                Ok(Err(err)) => log::warn!("old instance not completed: instance={id:?} cause={err}"),
-                Err(err) => log::warn!("old instance not completed: instance={id:?} cause={err}"),
-            }
+            let cause = match written {
+                Ok(Ok(())) => {
+                    log::info!("old instance completed: instance={id:?} bucket={bucket}");
+                    continue;
+                }
+                Ok(Err(err)) => err.to_string(),
+                Err(err) => err.to_string(),
+            };
+            log::warn!("old instance not completed: instance={id:?} cause={cause}");
+            all_known = false;
         }
+        all_known
     }
 
     /// Looks for tasks of others and takes old tasks out of sight, now and every hour.
@@ -101,6 +125,7 @@ impl Shop {
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
         while !self.stop.is_set() {
             self.look_for_others();
+            self.look_for_twins();
             self.purge();
             self.stop.wait(PURGE_INTERVAL);
         }
@@ -117,16 +142,41 @@ impl Shop {
         }
     }
 
-    /// Takes old tasks out of sight, slice by slice.
+    /// Tells of instances that the old broker gave the same bucket.
+    fn look_for_twins(&self) {
+        match self.store.transaction(|tx| tx.shared_names()) {
+            Ok(shared) => {
+                for (bucket, ids) in shared {
+                    log::error!(
+                        "instances share a bucket; all but one must be replaced: bucket={bucket} instances={ids:?}"
+                    );
+                }
+            }
+            Err(err) => log::warn!("instances not looked at: cause={err}"),
+        }
+    }
+
+    /// Takes old tasks out of sight, and wipes secrets that nothing needs any more, slice by slice.
     fn purge(&self) {
-        while !self.stop.is_set() {
-            match self.store.purge_tasks() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(err) => return log::warn!("old tasks not put away: cause={err}"),
+        for purge in [Store::purge_tasks, Store::forget_webhooks, Store::forget_keys] {
+            while !self.stop.is_set() {
+                match purge(&self.store) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(err) => return log::warn!("old rows not tidied: cause={err}"),
+                }
             }
         }
     }
+}
+
+/// What the old broker made does not say whose it is: a task writes that into its tags.
+pub(super) fn enqueue_tags(
+    tx: &mut Transaction<'_>,
+    instance: &str,
+    delay: Duration,
+) -> Result<(), StoreError> {
+    tx.enqueue_unless_waiting(&NewTask { delay, ..stock::task(instance, TaskKind::Tag)? })
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod credentials;
 mod database;
 mod door;
 mod faults;
+mod going_back;
 mod hardship;
 mod lifecycle;
 mod matrix;

@@ -104,3 +104,14 @@ fn an_action_on_an_instance_that_the_old_broker_deleted_ends() {
     }
     assert_eq!(setup.left_in_aws(), Vec::<String>::new(), "{name}");
 }
+
+#[test]
+fn a_task_that_was_left_started_without_a_time_is_taken_over() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let sql = "insert into tasks (task, resource, action, status, updated)
+        values (gen_random_uuid(), 'one', 'resync-from-provider', 'started', now() - interval '2 hours')";
+    setup.database.connect().batch_execute(sql).unwrap();
+    assert_eq!(end_of(&setup, "resync-from-provider").0, "finished");
+}

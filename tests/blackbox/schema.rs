@@ -107,6 +107,7 @@ fn a_database_of_a_later_version_is_served_and_left_alone() {
 fn instances_of_the_old_broker_are_known() {
     let setup = Setup::on(Database::of_the_old_broker());
     let api = setup.api(&[]);
+    assert!(!api.log().contains("know no instance"), "{}", api.log());
     let of = |number: u32| format!("/v2/service_instances/22222222-bbbb-4bbb-8bbb-00000000000{number}");
     let state = |number: u32| api.get(&format!("{}/last_operation", of(number))).json["state"].clone();
     assert_eq!(

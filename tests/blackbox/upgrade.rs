@@ -6,7 +6,7 @@ use crate::cloud::*;
 use crate::support::*;
 
 /// The instances in its dump; the deleted one is not among them.
-const OLD: [(&str, &str); 4] = [
+pub(crate) const OLD: [(&str, &str); 4] = [
     ("22222222-bbbb-4bbb-8bbb-000000000001", BASIC),
     ("22222222-bbbb-4bbb-8bbb-000000000002", VERSIONED),
     ("22222222-bbbb-4bbb-8bbb-000000000003", SHIELD),
@@ -14,7 +14,7 @@ const OLD: [(&str, &str); 4] = [
 ];
 
 /// What the old broker made for an instance, in its order.
-fn make_in_aws(setup: &Setup, id: &str, plan: &str, number: usize) {
+pub(crate) fn make_in_aws(setup: &Setup, id: &str, plan: &str, number: usize) {
     let name = format!("{}-u{:08x}", setup.prefix, 0x4b36_0000 + number);
     let user =
         admin(&["iam", "create-user", "--user-name", &name])["User"]["Arn"].as_str().unwrap().to_owned();
@@ -59,15 +59,26 @@ fn make_in_aws(setup: &Setup, id: &str, plan: &str, number: usize) {
 
 /// The old broker's database, its processes stopped, and what it made.
 fn taken_over() -> Setup {
+    taken_over_with(&[0, 1, 2, 3])
+}
+
+/// The same with some of its instances only: each takes a while to make.
+pub(crate) fn taken_over_with(kept: &[usize]) -> Setup {
     let setup = Setup::on(Database::of_the_old_broker());
     for (number, (id, plan)) in OLD.iter().enumerate() {
-        make_in_aws(&setup, id, plan, number);
+        if kept.contains(&number) {
+            make_in_aws(&setup, id, plan, number);
+        } else {
+            let sql =
+                format!("delete from tasks where resource = '{id}'; delete from resources where id = '{id}'");
+            setup.database.connect().batch_execute(&sql).unwrap();
+        }
     }
     setup
 }
 
 /// The managed policies that are left.
-fn policies(setup: &Setup) -> Vec<String> {
+pub(crate) fn policies(setup: &Setup) -> Vec<String> {
     let all = admin(&["iam", "list-policies", "--scope", "Local"]);
     let names =
         all["Policies"].as_array().unwrap().iter().map(|it| it["PolicyName"].as_str().unwrap().to_owned());
@@ -75,7 +86,7 @@ fn policies(setup: &Setup) -> Vec<String> {
 }
 
 /// Waits until a worker has looked where the buckets are.
-fn wait_for_places(setup: &Setup) {
+pub(crate) fn wait_for_places(setup: &Setup) {
     eventually("the instances are completed", PATIENCE, || {
         setup.database.text(
             "select 'yes' where not exists (select 1 from resources where region is null and not deleted)",
@@ -179,4 +190,159 @@ fn whatever_the_old_broker_left_in_its_tables_is_served() {
     }
     assert_eq!(setup.left_in_aws(), Vec::<String>::new());
     assert_eq!(policies(&setup), Vec::<String>::new());
+}
+
+/// Writes a row as the old broker did when it had made an instance, and nothing else.
+pub(crate) fn insert_old(setup: &Setup, id: &str, plan: &str) {
+    let sql = format!(
+        "insert into resources (id, name, plan, claimed, status, username, password, endpoint)
+         values ('{id}', '', '{plan}', true, 'available', null, null, '')"
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+}
+
+/// The tenant's key reaches its bucket.
+fn check_usable(credentials: &serde_json::Value) {
+    let put =
+        ["s3api", "put-object", "--bucket", credentials["S3_BUCKET"].as_str().unwrap(), "--key", "kept"];
+    assert!(tenant(credentials, &put).status().unwrap().success(), "{credentials}");
+}
+
+#[test]
+fn instances_are_completed_and_tagged_whenever_the_old_broker_made_them() {
+    let setup = taken_over_with(&[1]);
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    wait_for_places(&setup);
+    let late = "late";
+    insert_old(&setup, late, BASIC);
+    make_in_aws(&setup, late, BASIC, OLD.len());
+    wait_for_places(&setup);
+    check_usable(&api.bind(late, "web-default"));
+    let broker = setup.database.text("select id::text from broker").unwrap();
+    for id in [OLD[1].0, late] {
+        let name = setup.database.text(&format!("select name from resources where id = '{id}'")).unwrap();
+        eventually("bucket and user say whose they are", PATIENCE, || {
+            let bucket = admin(&["s3api", "get-bucket-tagging", "--bucket", &name]).to_string();
+            let user = admin(&["iam", "list-user-tags", "--user-name", &name]).to_string();
+            let ours = |tags: &str| tags.contains(&broker) && tags.contains(id);
+            (ours(&bucket) && bucket.contains("org-1") && ours(&user)).then_some(())
+        });
+    }
+}
+
+#[test]
+fn what_two_rows_share_stays_until_the_last_of_them_is_deleted() {
+    let setup = taken_over_with(&[0]);
+    // Two of the old broker's replicas gave one bucket to two; a third put it back into the stock.
+    let sql = format!(
+        "insert into resources (id, name, plan, claimed, status, username, password, endpoint)
+             select new.id, name, plan, new.claimed, status, username, password, endpoint
+             from resources, (values ('twin', true), ('spare', false)) as new (id, claimed)
+             where resources.id = '{}';
+         delete from tasks",
+        OLD[0].0
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let (api, worker) = (setup.api(&[]), setup.worker());
+    wait_for_places(&setup);
+    worker.wait_for_log("instances share a bucket");
+    let credentials = api.bind(OLD[0].0, "web-default");
+    let is_gone = |id: &str| {
+        let sql = format!("select 'yes' from resources where id = '{id}' and deleted");
+        eventually("the row is gone", PATIENCE, || setup.database.text(&sql));
+    };
+    is_gone("spare");
+    check_usable(&credentials);
+    api.remove("twin", BASIC);
+    check_usable(&credentials);
+    let sweeps = "update tasks set run_at = now() where action = 'sweep' and status = 'pending'";
+    assert_eq!(setup.database.connect().execute(sweeps, &[]).unwrap(), 2);
+    eventually("the sweeps are over", PATIENCE, || {
+        setup.database.text(
+            "select 'yes' from tasks where action = 'sweep' and status = 'finished' having count(*) = 2",
+        )
+    });
+    check_usable(&credentials);
+    api.remove(OLD[0].0, BASIC);
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}
+
+#[test]
+fn secrets_of_what_is_long_over_go() {
+    let setup = Setup::on(Database::of_the_old_broker());
+    let sql = format!(
+        "insert into tasks (task, resource, action, status, metadata, deleted)
+         select gen_random_uuid(), '{}', action, status::task_status, '{{\"url\":\"https://h/\",\"secret\":\"planted\"}}', deleted
+         from (values ('finished', false), ('failed', false), ('finished', true)) as ended (status, deleted),
+             (values ('notify-create-service-webhook'), ('notify-create-binding-webhook')) as notice (action)",
+        OLD[1].0
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let _worker = setup.worker();
+    eventually("the notices have forgotten whom they told", PATIENCE, || {
+        setup
+            .database
+            .text("select 'yes' where not exists (select from tasks where metadata like '%planted%')")
+    });
+    eventually("rows of deleted instances hold no key", PATIENCE, || {
+        let sql =
+            "select 'yes' where not exists (select from resources where deleted and password is not null)";
+        setup.database.text(sql)
+    });
+    let kept = "select count(password)::text from resources where not deleted";
+    assert_eq!(setup.database.text(kept).as_deref(), Some("4"));
+}
+
+#[test]
+fn what_the_old_worker_gave_up_can_be_asked_for_again() {
+    let setup = taken_over_with(&[2, 3]);
+    let sql = format!(
+        "insert into tasks (task, resource, action, status, retries, metadata, finished) values
+             (gen_random_uuid(), '{}', 'change-plans', 'failed', 60, '{{\"plan\":\"{VERSIONED}\"}}', now()),
+             (gen_random_uuid(), '{}', 'delete', 'failed', 10, 'its name', now())",
+        OLD[2].0, OLD[3].0
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    wait_for_places(&setup);
+    let again = "update tasks set status = 'pending', run_at = now(), retries = 0, finished = null
+        where action in ('delete', 'change-plans') and status = 'failed' and not deleted";
+    assert_eq!(setup.database.connect().execute(again, &[]).unwrap(), 2);
+    eventually("the instance is gone", PATIENCE, || {
+        let answer = api.get(&format!("/v2/service_instances/{}/last_operation", OLD[3].0));
+        (answer.status == 410).then_some(())
+    });
+    let plan = format!("select plan::text from resources where id = '{}'", OLD[2].0);
+    eventually("the plan is changed", PATIENCE, || setup.database.text(&plan).filter(|it| it == VERSIONED));
+}
+
+#[test]
+fn buckets_become_what_their_plans_promise_when_asked() {
+    let setup = taken_over_with(&[1, 2]);
+    let name_of =
+        |id: &str| setup.database.text(&format!("select name from resources where id = '{id}'")).unwrap();
+    let (versioned, encrypted) = (name_of(OLD[1].0), name_of(OLD[2].0));
+    admin(&["s3api", "delete-bucket-encryption", "--bucket", &encrypted]);
+    let suspended = "Status=Suspended";
+    admin(&[
+        "s3api",
+        "put-bucket-versioning",
+        "--bucket",
+        &versioned,
+        "--versioning-configuration",
+        suspended,
+    ]);
+    let _worker = setup.worker();
+    wait_for_places(&setup);
+    let sql = "insert into tasks (task, resource, action, metadata)
+        select gen_random_uuid(), id, 'change-plans', json_build_object('plan', plan)::text from resources
+        where claimed and not deleted and status = 'available' and name ~ '-u[0-9a-f]{8}$'";
+    assert_eq!(setup.database.connect().execute(sql, &[]).unwrap(), 2);
+    eventually("all is as promised", PATIENCE, || {
+        setup.database.text(
+            "select 'yes' from tasks where action = 'change-plans' and status = 'finished' having count(*) = 2",
+        )
+    });
+    assert!(ask_s3(&format!("/{encrypted}?encryption")).contains("aws:kms"));
+    assert!(ask_s3(&format!("/{versioned}?versioning")).contains("Enabled"));
 }
