@@ -379,7 +379,7 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
             iam_path,
             iam_permissions_boundary: self.optional("IAM_PERMISSIONS_BOUNDARY"),
             webhook_hosts,
-            retry_webhooks: self.switch("RETRY_WEBHOOKS"),
+            retry_webhooks: self.old_switch("RETRY_WEBHOOKS"),
         }
     }
 }

@@ -59,6 +59,9 @@ pub(crate) fn update(
             Err(BrokerError::Busy("the plan is being changed"))
         };
     }
+    if same_plan {
+        known_plan(tx, offering, &instance.provisioned.plan)?;
+    }
     let Some(plan) = plan.filter(|it| it.id != instance.provisioned.plan) else {
         return Ok(Outcome::Done);
     };

@@ -205,7 +205,8 @@ fn webhooks_are_off_unless_hosts_are_named() {
     };
     assert_eq!(read(&[]), (0, false, 0));
     assert_eq!(read(&[("WEBHOOK_HOSTS", "a,b:80"), ("RETRY_WEBHOOKS", "true")]), (2, true, 0));
-    assert_eq!(read(&[("WEBHOOK_HOSTS", "*"), ("RETRY_WEBHOOKS", "yes")]), (0, false, 2));
+    assert_eq!(read(&[("WEBHOOK_HOSTS", "*"), ("RETRY_WEBHOOKS", "No")]), (0, false, 1));
+    assert_eq!(read(&[("RETRY_WEBHOOKS", "1")]), (0, true, 0));
 }
 
 #[test]

@@ -45,6 +45,12 @@ impl<V: Fn(&'static str) -> Option<String>> Reader<'_, V> {
         text == "true"
     }
 
+    /// The same for a setting of the old broker, to which any text meant on; here what says no means off.
+    pub(super) fn old_switch(&mut self, name: &'static str) -> bool {
+        let text = self.optional(name).unwrap_or_default().to_ascii_lowercase();
+        !matches!(text.as_str(), "" | "false" | "0" | "no" | "off")
+    }
+
     /// A whole number between `min` and `max`.
     pub(super) fn number<T>(&mut self, name: &'static str, default: T, min: T, max: T) -> T
     where

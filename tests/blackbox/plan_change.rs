@@ -115,6 +115,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     };
     for (body, status) in [
         (json!({ "plan_id": SHIELD_VERSIONED }), 400),
+        (json!({ "service_id": "x" }), 400),
         (with("service_id", json!("x")), 400),
         (with("plan_id", json!("x")), 400),
         (with("plan_id", json!("")), 400),

@@ -283,6 +283,7 @@ fn hosts_that_nobody_named_are_refused_and_nothing_is_changed() {
     }
     refuses(&open, &api, "webhook=http://h/&secret=%ff", true);
     refuses(&open, &api, &format!("webhook={url}&secret=%ff"), false);
+    refuses(&open, &api, &format!("webhook={url}%ff&secret=s"), false);
     refuses(&open, &api, "secret=planted", false);
     assert!(!api.log().contains("planted"), "{}", api.log());
     let plain = api.put("/v2/service_instances/one?webhook=&secret=", &json!({}));

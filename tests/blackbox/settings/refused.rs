@@ -28,7 +28,6 @@ fn all_problems_are_named_at_once_one_line_each() {
         ("AWS_ACCESS_KEY_ID", ""),
         ("AWS_EC2_METADATA_DISABLED", "perhaps"),
         ("WEBHOOK_HOSTS", "*"),
-        ("RETRY_WEBHOOKS", "perhaps"),
     ];
     let about = complained(&mut broker(&["-with-worker", "-nope=hush", "stray"], &wrong));
     let mut expected: Vec<&str> = wrong.iter().map(|(name, _)| *name).collect();
@@ -75,7 +74,6 @@ fn each_setting_has_its_bounds() {
         ("AWS_ENDPOINT_URL_IAM", &["h:9000"]),
         ("AWS_EC2_METADATA_DISABLED", &["1", "yes"]),
         ("WEBHOOK_HOSTS", &["*.example", "https://h", "a,,b", "h:99999", "h/"]),
-        ("RETRY_WEBHOOKS", &["1", "yes"]),
         ("GLOG_v", &["much"]),
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &["h:80", "http://h/", "http://169.254.169.254/"]),
     ] {
