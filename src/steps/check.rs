@@ -1,5 +1,5 @@
 //! *check*: can an instance of the stock be handed out? Its own key must reach its bucket, the bucket must be empty and
-//! keep what the plan promises, and the user must not carry the id of another instance, nor a policy beside our own.
+//! keep what the plan promises, and the user must not carry the id of another instance, nor the old broker's policy.
 //!
 //! Nothing is changed here. What AWS does not answer now is asked later, and says nothing against the instance.
 
@@ -78,9 +78,10 @@ fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
         Some(user) if is_anothers(&user.tags, &instance.id) => return unsound(ANOTHERS),
         Some(_) => {}
     }
-    // such as the old broker's, which opens the bucket's own settings
-    if !caller.list_attached_user_policies(bucket)?.is_empty() {
-        return unsound("its user has a managed policy");
+    // it opens the bucket's own settings
+    let old_policy = format!("/{bucket}policy");
+    if caller.list_attached_user_policies(bucket)?.iter().any(|arn| arn.ends_with(&old_policy)) {
+        return unsound("its user has the old broker's policy");
     }
     if promise.versioned && caller.get_bucket_versioning(bucket)?.as_deref() != Some("Enabled") {
         return unsound("the bucket keeps no versions");

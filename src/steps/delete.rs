@@ -46,6 +46,9 @@ pub(super) fn sweep(work: &Work<'_>) -> Result<Ending, StepError> {
     let instance = work.instance()?;
     let report = |progress| work.report(progress);
     let removal = Removal { account: work.account(&instance), ..Removal::of(work, &report) };
+    if !instance.claimed && instance.name == name {
+        removal.refuse_used(&instance)?;
+    }
     removal.remove_user(&name)?;
     // The name may be one that turned out to be somebody else's bucket.
     if work.caller().owns_bucket(&name)? {

@@ -58,7 +58,7 @@ fn tag_bucket(work: &Work<'_>, name: &str, wanted: &[Tag], missing: &[&str]) -> 
         Err(err) if err.is_unsupported() => return skip_unknown(Err(err), "GetBucketTagging", name),
         other => other?,
     };
-    let found = found.ok_or_else(|| StepError::Unfixable("there is no such bucket".to_owned()))?;
+    let found = found.ok_or_else(|| StepError::Stuck("there is no such bucket".to_owned()))?;
     // What is not ours stays; so does a billingcode that the old broker wrote and the row does not know.
     let foreign =
         |(key, _): &Tag| !missing.contains(&key.as_str()) && !wanted.iter().any(|(it, _)| it == key);

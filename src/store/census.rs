@@ -44,12 +44,12 @@ const OLDEST_DUE: &str = "
     select coalesce(extract(epoch from now() - min(case
             when t.status = 'pending' then t.run_at
             when t.worker is not null then t.lease_until
-            else t.started + interval '1 hour' end)), 0)::float8 as census_age_s
+            else coalesce(t.started, t.updated) + interval '1 hour' end)), 0)::float8 as census_age_s
     from tasks t
     where not t.deleted and t.status in ('pending', 'started') and t.run_at <= now()
       and (t.status = 'pending'
         or (t.worker is not null and t.lease_until < now())
-        or (t.worker is null and t.started < now() - interval '1 hour'))
+        or (t.worker is null and coalesce(t.started, t.updated) < now() - interval '1 hour'))
       and not exists (
         select 1 from tasks r where r.resource = t.resource and r.task <> t.task
           and not r.deleted and r.status = 'started' and r.worker is not null)";

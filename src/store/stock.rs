@@ -66,7 +66,7 @@ macro_rules! has_open_task {
 }
 
 /// Whether a task vouches for the row `i` of the plan `p`: within `$2` seconds it made what the plan promises now, or
-/// looked at it. Either reads the plan's row after it has begun.
+/// looked at it. Either reads the plan's row after it has begun; a look that goes on has the end of the last one.
 macro_rules! is_vouched {
     ($kinds:literal) => {
         concat!(
@@ -74,19 +74,20 @@ macro_rules! is_vouched {
                 and v.action in ('provision', 'check')",
             $kinds,
             " and p.updated < case v.action when 'check' then coalesce(v.started, v.created) else i.created end
-                and v.finished > now() - make_interval(secs => $2))"
+                and p.updated < v.finished and v.finished > now() - make_interval(secs => $2))"
         )
     };
 }
 
-/// `$1` plan, `$2` seconds. A check that failed once puts its row in doubt: its next attempt decides.
+/// `$1` plan, `$2` seconds. A check that failed once puts its row in doubt: its next attempt decides. Tags that could not
+/// be written say nothing against it.
 const PICK: &str = concat!(
     "select i.id from resources i join plans p on p.plan = i.plan
     where not i.claimed and not i.deleted and i.plan = $1::uuid and i.status = 'available'
       and i.name <> '' and i.username <> '' and i.password <> '' and i.region is not null and i.location is not null
       and not exists (
         select 1 from tasks t where t.resource = i.id and not t.deleted
-          and (t.status = 'started' or (t.status = 'pending' and t.retries > 0)))
+          and (t.status = 'started' or (t.status = 'pending' and t.retries > 0 and t.action <> 'tag')))
       and ",
     is_vouched!(" and v.status <> 'failed'"),
     " order by i.created, i.id limit 1 for update of i skip locked"
@@ -169,7 +170,7 @@ const FIND_UNCHECKED: &str = concat!(
       and not ",
     is_vouched!(""),
     " and not ",
-    has_open_task!(""),
+    has_open_task!(" and t.action <> 'tag'"),
     " order by i.created, i.id limit $1 for no key update of i skip locked"
 );
 /// The same task runs again, so that looking for ever fills no table. When it last went well is kept, unless the plan

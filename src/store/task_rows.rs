@@ -32,10 +32,11 @@ pub(crate) struct TaskRow {
 /// The kinds of task that a delete does not stop: those that remove, and those that only tell.
 const UNSTOPPABLE: [TaskKind; 4] =
     [TaskKind::Delete, TaskKind::Sweep, TaskKind::NotifyCreateService, TaskKind::NotifyCreateBinding];
-/// Tasks of `$1` that nobody works on: they never will be, but for the actions `$2`.
+/// Tasks of `$1` that nobody works on: they never will be, but for the actions `$2`. Those count that the old broker's
+/// worker left started.
 const STOP_PENDING: &str = "
     update tasks set status = 'failed', result = 'stopped by delete', finished = now()
-    where resource = $1 and status = 'pending' and action <> all($2) and not deleted
+    where resource = $1 and (status = 'pending' or (status = 'started' and worker is null)) and action <> all($2) and not deleted
     returning task::text, action, metadata";
 /// Running ones are told to stop, but for the actions `$2`.
 const CANCEL_RUNNING: &str = "
@@ -65,10 +66,10 @@ const FIND_TASK: &str = select_task!("task::text = $2");
 const WITHDRAW: &str = "
     update tasks set status = 'failed', result = 'withdrawn before a worker came', finished = now()
     where resource = $1 and task = $2::uuid and status = 'pending' and started is null and retries = 0 and not deleted";
-/// Whether a task of `$1` with action `$2` waits that no worker has begun.
-const IS_WAITING: &str = "
-    select exists (
-        select 1 from tasks where resource = $1 and action = $2 and status = 'pending' and not deleted)";
+/// Lets the task of `$1` with action `$2` that waits, if one does, be due in `$3` seconds at the latest.
+const HASTEN: &str = "
+    update tasks set run_at = least(run_at, now() + make_interval(secs => $3))
+    where resource = $1 and action = $2 and status = 'pending' and not deleted";
 /// Of the given ones, those that have ended.
 const FIND_ENDED: &str = "
     select task::text, status::text from tasks
@@ -108,8 +109,9 @@ impl Transaction<'_> {
     /// Enqueues a task unless one of its kind waits already: that one will see what there is to see.
     pub(crate) fn enqueue_unless_waiting(&mut self, new: &NewTask) -> Result<(), StoreError> {
         let action = new.kind.as_str();
-        let row = self.query_one(IS_WAITING, &[(&new.instance, Type::TEXT), (&action, Type::TEXT)])?;
-        if row.try_get(0)? { Ok(()) } else { self.enqueue(new) }
+        let parameters: [super::Parameter<'_>; 3] =
+            [(&new.instance, Type::TEXT), (&action, Type::TEXT), (&new.delay.as_secs_f64(), Type::FLOAT8)];
+        if self.execute(HASTEN, &parameters)? > 0 { Ok(()) } else { self.enqueue(new) }
     }
 
     /// The newest task of a kind.

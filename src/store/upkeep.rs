@@ -36,9 +36,9 @@ const FORGET_WEBHOOKS: &str = "
         for update skip locked)";
 /// Deleted instances keep no key; the Go broker left it in the row. `$1` is how many at most.
 const FORGET_KEYS: &str = "
-    update resources set username = null, password = null
+    update resources set username = null, password = null, next_key = null, next_secret = null
     where id in (
-        select id from resources where deleted and coalesce(username, password) is not null
+        select id from resources where deleted and coalesce(username, password, next_secret) is not null
         limit $1
         for update skip locked)";
 

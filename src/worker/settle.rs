@@ -79,6 +79,7 @@ impl Next {
 fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Result<(), StoreError> {
     let instance = tx.find_any_instance(&claim.instance)?;
     let status = instance.as_ref().map(|it| it.status);
+    let is_gone = instance.as_ref().is_some_and(|it| it.deleted);
     let of_stock = instance.filter(|it| !it.claimed);
     match ending {
         // A delete came after the last look: it finds what was made.
@@ -94,7 +95,8 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
         }
         Ending::Removed { name } => {
             // One that failed stays to be seen as failed until the platform deletes it, if it has one.
-            let is_seen = of_stock.is_none() && status == Some(InstanceStatus::Failed);
+            // One that was deleted before has lost its key, and must not look as if it had failed.
+            let is_seen = of_stock.is_none() && !is_gone && status == Some(InstanceStatus::Failed);
             tx.wipe_instance(&claim.instance, !is_seen)?;
             tx.finish_task(claim, "deleted")?;
             tx.enqueue(&sweep(&claim.instance, name, SWEEP_DELAY)?)

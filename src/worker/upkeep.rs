@@ -1,7 +1,8 @@
 //! What a worker does beside its tasks: it says who it is, completes rows of the old broker, and keeps the
 //! tables small and free of old secrets.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use super::{POLL_INTERVAL, Shop, stock};
 use crate::steps;
@@ -74,29 +75,34 @@ impl Shop {
     pub(super) fn place_old_instances(&self) {
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
         let mut pauses = Pauses::new(PLACE_PAUSES);
+        let (mut missed, mut again) = (BTreeSet::new(), Instant::now());
         while !self.stop.is_set() {
-            let all_known = match self.store.transaction(|tx| tx.unplaced_instances()) {
-                Ok(unplaced) => self.place_instances(unplaced),
-                Err(err) => {
-                    log::warn!("old instances not looked at: cause={err}");
-                    false
-                }
-            };
-            if all_known {
-                pauses = Pauses::new(PLACE_PAUSES);
-                self.stop.wait(PLACE_INTERVAL);
-            } else {
-                self.stop.wait(pauses.take());
+            let is_due = Instant::now() >= again;
+            if is_due {
+                missed.clear();
             }
+            match self.store.transaction(|tx| tx.unplaced_instances()) {
+                Ok(mut unplaced) => {
+                    unplaced.retain(|(id, _)| !missed.contains(id));
+                    missed.extend(self.place_instances(unplaced));
+                }
+                Err(err) => log::warn!("old instances not looked at: cause={err}"),
+            }
+            if missed.is_empty() {
+                pauses = Pauses::new(PLACE_PAUSES);
+            } else if is_due {
+                again = Instant::now() + pauses.take();
+            }
+            self.stop.wait(PLACE_INTERVAL);
         }
     }
 
-    /// Asks for each of these once; whether AWS has told of all.
-    fn place_instances(&self, unplaced: Vec<(String, String)>) -> bool {
-        let mut all_known = true;
+    /// Asks for each of these once; those that AWS has not told of.
+    fn place_instances(&self, unplaced: Vec<(String, String)>) -> Vec<String> {
+        let mut missed = Vec::new();
         for (number, (id, bucket)) in (0_u32..).zip(unplaced) {
             if self.stop.is_set() {
-                return false;
+                break;
             }
             let caller = self.aws.caller(self.stop.as_ref());
             let written = steps::find_bucket(&caller, &self.aws, &bucket).map(|place| {
@@ -115,9 +121,9 @@ impl Shop {
                 Err(err) => err.to_string(),
             };
             log::warn!("old instance not completed: instance={id:?} cause={cause}");
-            all_known = false;
+            missed.push(id);
         }
-        all_known
+        missed
     }
 
     /// Looks for tasks of others and takes old tasks out of sight, now and every hour.
@@ -163,7 +169,10 @@ impl Shop {
                 match purge(&self.store) {
                     Ok(true) => {}
                     Ok(false) => break,
-                    Err(err) => return log::warn!("old rows not tidied: cause={err}"),
+                    Err(err) => {
+                        log::warn!("old rows not tidied: cause={err}");
+                        break;
+                    }
                 }
             }
         }

@@ -115,3 +115,18 @@ fn a_task_that_was_left_started_without_a_time_is_taken_over() {
     setup.database.connect().batch_execute(sql).unwrap();
     assert_eq!(end_of(&setup, "resync-from-provider").0, "finished");
 }
+
+#[test]
+fn another_delete_of_what_was_deleted_does_not_bring_it_back() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    api.remove("one", BASIC);
+    // The old broker's rows keep their status, and it may enqueue two deletes.
+    let sql = "update resources set status = 'available'; delete from tasks where action = 'delete'";
+    setup.database.connect().batch_execute(sql).unwrap();
+    enqueue(&setup, "delete", "");
+    assert_eq!(end_of(&setup, "delete").0, "finished");
+    assert_eq!(setup.database.text("select deleted::text from resources").as_deref(), Some("true"));
+    assert_eq!(api.get("/v2/service_instances/one/last_operation").status, 410);
+}

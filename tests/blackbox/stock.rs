@@ -33,8 +33,11 @@ fn wait_for_stock(setup: &Setup, count: usize) -> Vec<String> {
 
 /// Says of all instances that they were looked at too long ago.
 fn age_checks(setup: &Setup) {
-    let sql =
-        "update tasks set finished = now() - interval '11 minutes' where action in ('provision', 'check')";
+    // The plans must not have been edited since.
+    let sql = "alter table plans disable trigger user;
+        update plans set updated = updated - interval '1 day';
+        alter table plans enable trigger user;
+        update tasks set finished = now() - interval '11 minutes' where action in ('provision', 'check')";
     setup.database.connect().batch_execute(sql).unwrap();
 }
 

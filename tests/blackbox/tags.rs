@@ -131,3 +131,20 @@ fn a_store_without_tags_of_buckets_has_those_of_users() {
         assert!(worker.log().contains(&format!("operation={call}")), "{}", worker.log());
     }
 }
+
+#[test]
+fn a_bind_does_not_wait_for_tags_that_are_due_later() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let sql = "insert into tasks (task, resource, action, run_at, retries)
+        values (gen_random_uuid(), 'one', 'tag', now() + interval '1 hour', 5)";
+    setup.database.connect().batch_execute(sql).unwrap();
+    api.bind("one", "web-prod");
+    let name = setup.database.text("select name from resources").unwrap();
+    wait_for_tags(
+        &name,
+        &[("App", "web"), ("Binding", "web-prod"), ("Space", "prod"), ("billingcode", "our org")],
+    );
+    api.remove("one", BASIC);
+}

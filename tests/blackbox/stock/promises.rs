@@ -202,3 +202,23 @@ fn who_asks_does_not_wait_behind_the_stock() {
     assert!((1..=WAITING_MAX).contains(&most), "{most} tasks of the stock wait before that of who asks");
     drop(api);
 }
+
+#[test]
+fn tags_that_wait_keep_nobody_from_looking() {
+    let setup = Setup::new();
+    let (_api, mut worker) = (setup.api(&[]), setup.worker());
+    keep(&setup, BASIC, 1);
+    wait_for_stock(&setup, 1);
+    assert_eq!(worker.terminate(), Some(0));
+    age_checks(&setup);
+    let sql = "insert into tasks (task, resource, action, run_at, retries)
+        select gen_random_uuid(), id, 'tag', now() + interval '1 hour', 3 from resources";
+    setup.database.connect().batch_execute(sql).unwrap();
+    let _worker = setup.worker();
+    eventually("it is looked at", PATIENCE, || {
+        setup.database.text("select 'yes' from tasks where action = 'check' and status = 'finished'")
+    });
+    keep(&setup, BASIC, 0);
+    wait_for_stock(&setup, 0);
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}

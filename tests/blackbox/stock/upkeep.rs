@@ -158,7 +158,8 @@ fn what_the_old_broker_had_in_stock_is_used_and_what_it_left_is_removed() {
     eventually("both were looked at", PATIENCE, || (setup.database.text(looked)? == "2").then_some(()));
     api.provide("one", BASIC);
     let credentials = api.bind("one", "b");
-    assert_eq!(credentials["S3_BUCKET"].as_str(), Some(stock[0].as_str()));
+    // which of the two: the tags of one may just be written
+    assert!(stock.iter().any(|it| credentials["S3_BUCKET"] == **it), "{credentials} of {stock:?}");
     assert_eq!(credentials["S3_REGION"], setting("TEST_AWS_REGION"));
     let rest = "select string_agg(id || ' ' || deleted, ', ' order by id) from resources
         where id in ('nameless', 'young', 'named')";
