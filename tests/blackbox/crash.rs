@@ -38,8 +38,7 @@ fn a_worker_killed_after_any_call_of_a_provision_loses_nothing() {
         swallow(&relay, number);
         let (api, mut worker) = (setup.api(&[]), setup.worker());
         assert_eq!(api.provision("one", SHIELD_VERSIONED).status, 202);
-        relay.wait_until_struck(1, PATIENCE);
-        worker.kill();
+        kill_when_struck(&setup, &relay, &mut worker, calls - number);
         relay.calm_down();
         let _worker = setup.worker();
         api.wait_for_state("one", "succeeded");
@@ -57,8 +56,7 @@ fn a_delete_sent_while_the_worker_was_down_leaves_nothing() {
         swallow(&relay, number);
         let (api, mut worker) = (setup.api(&[]), setup.worker());
         assert_eq!(api.provision("one", BASIC).status, 202);
-        relay.wait_until_struck(1, PATIENCE);
-        worker.kill();
+        kill_when_struck(&setup, &relay, &mut worker, calls - number);
         relay.calm_down();
         assert_eq!(api.deprovision("one", BASIC).status, 202);
         let _worker = setup.worker();
@@ -76,8 +74,7 @@ fn a_worker_killed_after_any_call_of_a_delete_finishes_it_later() {
         api.provide("one", VERSIONED);
         swallow(&relay, relay.calls().len() + number);
         assert_eq!(api.deprovision("one", VERSIONED).status, 202);
-        relay.wait_until_struck(1, PATIENCE);
-        worker.kill();
+        kill_when_struck(&setup, &relay, &mut worker, calls - number);
         relay.calm_down();
         let _worker = setup.worker();
         api.remove("one", VERSIONED);

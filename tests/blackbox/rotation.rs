@@ -280,8 +280,7 @@ fn a_worker_killed_after_any_call_of_a_rotation_loses_no_key() {
         let (old, name) = (api.key_now(), setup.database.text("select name from resources").unwrap());
         relay.plan(Point::Number(number + 1), When::After, Fault::Hang);
         let mut worker = setup.worker();
-        relay.wait_until_struck(1, PATIENCE);
-        worker.kill();
+        kill_when_struck(&setup, &relay, &mut worker, calls.len() - number);
         relay.calm_down();
         let _worker = setup.worker();
         eventually("the rotation ends", PATIENCE, || setup.database.text(is_done));
