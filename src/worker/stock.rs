@@ -22,7 +22,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 const ERROR_INTERVAL: Duration = Duration::from_secs(10);
 /// How many of a plan are made at once.
 const MAKING_MAX: i64 = 8;
-/// How many are removed, or looked at, in one go.
+/// How many are removed in one go.
 const SLICE: i64 = 16;
 /// How many tasks of the stock may wait for a worker: whoever asks for an instance now waits behind them.
 const WAITING_MAX: i64 = 8;
