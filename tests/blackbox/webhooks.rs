@@ -1,6 +1,6 @@
 //! Webhooks: who is told what, how often, and that nobody else learns of it.
 
-mod receiver;
+pub(crate) mod receiver;
 
 use std::time::{Duration, Instant};
 

@@ -13,7 +13,7 @@ use crate::support::*;
 
 /// What it does with a notice.
 #[derive(Clone, Copy)]
-pub(super) enum Reaction {
+pub(crate) enum Reaction {
     /// A status.
     Answer(u16),
     /// A redirect to another port of this host.
@@ -26,9 +26,9 @@ pub(super) enum Reaction {
 
 /// A notice as it came.
 #[derive(Debug, Clone)]
-pub(super) struct Received {
+pub(crate) struct Received {
     /// Method and target.
-    pub(super) line: String,
+    pub(crate) line: String,
     /// Names in lower case, and values.
     headers: Vec<(String, String)>,
     /// What was signed.
@@ -37,12 +37,12 @@ pub(super) struct Received {
 
 impl Received {
     /// A header.
-    pub(super) fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
     }
 
     /// State and description, once the signature is right.
-    pub(super) fn told(&self, secret: &str) -> (String, String) {
+    pub(crate) fn told(&self, secret: &str) -> (String, String) {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
         let signature =
             base64::engine::general_purpose::STANDARD.decode(self.header("x-osb-signature")).unwrap();
@@ -56,20 +56,20 @@ impl Received {
 }
 
 /// The listener. The last line of its script is for all further notices.
-pub(super) struct Receiver {
+pub(crate) struct Receiver {
     /// Where it listens.
-    pub(super) port: u16,
+    pub(crate) port: u16,
     received: Arc<Mutex<Vec<Received>>>,
 }
 
 impl Receiver {
     /// Starts it; it lives as long as the process.
-    pub(super) fn start(script: &'static [Reaction]) -> Receiver {
+    pub(crate) fn start(script: &'static [Reaction]) -> Receiver {
         Receiver::listen(script, None)
     }
 
     /// The same, with TLS.
-    pub(super) fn with_tls(script: &'static [Reaction], tls: Arc<rustls::ServerConfig>) -> Receiver {
+    pub(crate) fn with_tls(script: &'static [Reaction], tls: Arc<rustls::ServerConfig>) -> Receiver {
         Receiver::listen(script, Some(tls))
     }
 
@@ -93,22 +93,22 @@ impl Receiver {
     }
 
     /// As an entry of `WEBHOOK_HOSTS`.
-    pub(super) fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
     /// A URL of it, as it goes into a query.
-    pub(super) fn query(&self, path: &str, secret: &str) -> String {
+    pub(crate) fn query(&self, path: &str, secret: &str) -> String {
         query(&format!("http://{}{path}", self.host()), secret)
     }
 
     /// What came so far.
-    pub(super) fn received(&self) -> Vec<Received> {
+    pub(crate) fn received(&self) -> Vec<Received> {
         self.received.lock().unwrap().clone()
     }
 
     /// Waits until so many have come.
-    pub(super) fn wait_for(&self, count: usize) -> Vec<Received> {
+    pub(crate) fn wait_for(&self, count: usize) -> Vec<Received> {
         eventually(&format!("{count} notices"), PATIENCE, || {
             Some(self.received()).filter(|it| it.len() >= count)
         })
@@ -116,7 +116,7 @@ impl Receiver {
 }
 
 /// `webhook` and `secret` as they go into a query.
-pub(super) fn query(url: &str, secret: &str) -> String {
+pub(crate) fn query(url: &str, secret: &str) -> String {
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     format!("webhook={}&secret={}", encode(url), encode(secret))
 }
