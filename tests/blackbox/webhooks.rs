@@ -1,6 +1,7 @@
 //! Webhooks: who is told what, how often, and that nobody else learns of it.
 
 pub(crate) mod receiver;
+mod way;
 
 use std::time::{Duration, Instant};
 
