@@ -9,7 +9,7 @@ mod upkeep;
 use crate::support::*;
 
 /// Asks for so many of a plan.
-fn keep(setup: &Setup, plan: &str, count: usize) {
+pub(crate) fn keep(setup: &Setup, plan: &str, count: usize) {
     let sql = format!("update plans set preprovision = {count} where plan = '{plan}'");
     setup.database.connect().batch_execute(&sql).unwrap();
 }
@@ -22,7 +22,7 @@ fn ready(setup: &Setup) -> Vec<String> {
 }
 
 /// Waits until there are so many, and no others on their way.
-fn wait_for_stock(setup: &Setup, count: usize) -> Vec<String> {
+pub(crate) fn wait_for_stock(setup: &Setup, count: usize) -> Vec<String> {
     let others =
         "select 'some' from resources where not claimed and not deleted and status <> 'available' limit 1";
     eventually(&format!("{count} are ready"), PATIENCE * 2, || {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::relay::Authority;
+use crate::stock::{keep, wait_for_stock};
 use crate::support::*;
 use receiver::{Reaction, Receiver, query};
 
@@ -103,6 +104,27 @@ fn a_provision_that_fails_says_so() {
     assert_eq!(api.get("/v2/service_instances/one/last_operation").json["description"], description);
     check_secrets(&setup, &[&api, &worker]);
     assert_eq!(receiver.received().len(), 1, "the delete that cleans up tells nobody");
+}
+
+#[test]
+fn a_provision_that_the_stock_answers_is_told_too() {
+    let receiver = Receiver::start(&[Reaction::Answer(200)]);
+    let setup = setup(&receiver);
+    let (api, mut maker) = (setup.api(&[]), setup.worker());
+    keep(&setup, BASIC, 1);
+    let stock = wait_for_stock(&setup, 1);
+    assert_eq!(maker.terminate(), Some(0));
+    let query = receiver.query(PATH, SECRET);
+    assert_eq!(provision(&api, "one", &query).status, 201, "without a worker only the stock can answer so");
+    keep(&setup, BASIC, 0);
+    let worker = setup.worker();
+    assert_eq!(receiver.wait_for(1)[0].told(SECRET), told("succeeded", "available"));
+    assert_eq!(end_of_notice(&setup, "one"), "finished: delivered");
+    assert_eq!(api.bind("one", "b")["S3_BUCKET"], stock[0].as_str());
+    assert_eq!(provision(&api, "one", &query).status, 200);
+    api.remove("one", BASIC);
+    assert_eq!(receiver.received().len(), 1, "neither the repeat nor the end of it is told");
+    check_secrets(&setup, &[&api, &maker, &worker]);
 }
 
 #[test]
