@@ -14,6 +14,7 @@ pub(crate) mod outage;
 mod paths;
 mod provision;
 mod repeats;
+mod update;
 mod version;
 
 use serde_json::{Value, json};
