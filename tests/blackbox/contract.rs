@@ -1,125 +1,14 @@
 //! What Akkeris' region-api and controller-api send and need, and what the old broker answered.
 
-use std::collections::BTreeSet;
+mod recordings;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::proxy::{Mood, Proxy};
 use crate::support::*;
 
 /// What stands in front of the paths of its broker's URL.
 const TOKEN: &str = "a-token-of-27-characters--1";
-
-/// What the old broker was asked, and what it answered.
-struct Recording {
-    name: &'static str,
-    text: &'static str,
-    /// Where this broker means to answer otherwise: its status, and the row of README's "Differences" that says so.
-    differs: Option<(u16, &'static str)>,
-}
-
-/// A recording, in the words of this table.
-macro_rules! recorded {
-    ($name:literal) => {
-        Recording { differs: None, ..recorded!($name, 0, "") }
-    };
-    ($name:literal, $status:literal, $row:literal) => {
-        Recording {
-            name: $name,
-            text: include_str!(concat!("../go-broker/answers/", $name, ".txt")),
-            differs: Some(($status, $row)),
-        }
-    };
-}
-
-/// All of them, in the order of the old broker's day.
-#[rustfmt::skip]
-const RECORDINGS: [Recording; 17] = [
-    recorded!("healthz"),
-    recorded!("catalog_http"),
-    recorded!("provision_basic"),
-    recorded!("last_operation"),
-    recorded!("bind"),
-    recorded!("bind_no_resource"),
-    recorded!("get_binding"),
-    recorded!("rotate"),
-    recorded!("schema"),
-    recorded!("unbind_unknown", 410, "| deleting what is not there | 404, and 200 for a binding | 410 |"),
-    recorded!("err_provision_malformed"),
-    recorded!("err_provision_no_accepts_incomplete"),
-    recorded!("err_provision_unknown_plan", 400, "| unknown plan or service | 404 | 400 |"),
-    recorded!("err_provision_same_id_same_params", 200, "| repeated `PUT` | 422 | 200 or 202 if the same, 409 if not |"),
-    recorded!("err_patch_same_plan", 200, "| change to the plan that it has | 422 | 200, nothing is changed |"),
-    recorded!("err_delete_unknown", 410, "| deleting what is not there | 404, and 200 for a binding | 410 |"),
-    recorded!("provision_from_preprovisioned_pool", 400, "| `organization_guid` or `space_guid` missing | accepted | 400 |"),
-];
-
-impl Recording {
-    /// Method, path and body of the request, out of the command line of curl.
-    fn request(&self) -> (String, String, String) {
-        let line = self.text.lines().next().unwrap();
-        let plain = line.replace('\\', "");
-        let method = plain.split_once("-X ").map_or("GET", |(_, rest)| rest.split(' ').next().unwrap());
-        let (_, url) = plain.split_once("http://").unwrap();
-        let path = format!("/{}", url.split_once('/').unwrap().1.trim());
-        let body = plain.split_once(" -d ").map_or("", |(_, rest)| rest.rsplit_once(" http://").unwrap().0);
-        (method.to_owned(), path, body.to_owned())
-    }
-
-    /// Status and body of the answer.
-    fn answer(&self) -> (u16, Value) {
-        let status = self.text.lines().nth(1).unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let body =
-            self.text.split_once("\n\n").map_or("", |(_, body)| body.rsplit_once("\n[curl").unwrap().0);
-        (status, serde_json::from_str(body).unwrap_or(Value::Null))
-    }
-}
-
-/// The names of an object's members, and of its credentials. The old broker's `async` is left out on purpose: clients
-/// take it into the result (README, "Differences").
-fn names(body: &Value) -> BTreeSet<String> {
-    let of = |value: &Value| {
-        value.as_object().map(|it| it.keys().cloned().collect::<Vec<_>>()).unwrap_or_default()
-    };
-    let inner = of(&body["credentials"]).into_iter().map(|it| format!("credentials.{it}"));
-    of(body).into_iter().filter(|it| it != "async").chain(inner).collect()
-}
-
-#[test]
-fn the_old_brokers_answers_are_given_but_for_what_the_readme_says() {
-    let readme = include_str!("../../README.md");
-    let differences = readme.split_once("## Differences from the old broker").unwrap().1;
-    let differences = differences.split_once("\n## ").unwrap().0;
-    assert!(differences.contains("| `async` in answers |"));
-    let setup = Setup::new();
-    let (api, _worker) = (setup.api(&[]), setup.worker());
-    for recording in &RECORDINGS {
-        let (method, path, body) = recording.request();
-        let answer = api.send(&method, &path, body.as_bytes());
-        let (status, wanted) = recording.answer();
-        match recording.differs {
-            None => {
-                assert_eq!(answer.status, status, "{}: {}", recording.name, answer.text);
-                let missing: Vec<_> = names(&wanted).difference(&names(&answer.json)).cloned().collect();
-                assert_eq!(missing, Vec::<String>::new(), "{}: {}", recording.name, answer.text);
-            }
-            Some((other, row)) => {
-                assert_eq!(answer.status, other, "{}: {}", recording.name, answer.text);
-                assert!(differences.contains(row), "{}: README lacks {row}", recording.name);
-            }
-        }
-    }
-}
-
-#[test]
-fn a_pending_change_of_plan_is_in_progress_as_it_was() {
-    let setup = Setup::on(Database::of_the_old_broker());
-    let api = setup.api(&[]);
-    let recorded = include_str!("../go-broker/answers/last_operation_while_plan_change_pending.txt");
-    assert!(recorded.contains("\"in progress\""));
-    let state = api.get("/v2/service_instances/22222222-bbbb-4bbb-8bbb-000000000001/last_operation");
-    assert_eq!((state.status, state.json["state"].as_str()), (200, Some("in progress")), "{}", state.text);
-}
 
 /// region-api as it talks to a broker: version 2.13, a password, no originating identity, a path that is kept.
 fn region_api(setup: &Setup) -> (Broker, Api) {
