@@ -47,23 +47,24 @@ fn every_action_of_the_old_broker_ends() {
 }
 
 #[test]
-fn resync_repairs_row_and_policy() {
+fn each_resync_repairs_row_and_policy() {
     let setup = Setup::new();
     let (api, _worker) = (setup.api(&[]), setup.worker());
     api.provide("one", BASIC);
-    let before = setup.database.text("select concat_ws(' ', user_arn, region, location) from resources");
-    let name = setup.database.text("select name from resources").unwrap();
-    ask_iam(&format!("Action=DeleteUserPolicy&Version=2010-05-08&UserName={name}&PolicyName=bucket"));
-    let sql = "update resources set user_arn = null, region = 'nowhere', location = 'nowhere'";
-    setup.database.connect().batch_execute(sql).unwrap();
-    enqueue(&setup, "resync-from-provider", "");
-    assert_eq!(end_of(&setup, "resync-from-provider").0, "finished");
-    assert_eq!(
-        setup.database.text("select concat_ws(' ', user_arn, region, location) from resources"),
-        before
-    );
-    let form = format!("Action=GetUserPolicy&Version=2010-05-08&UserName={name}&PolicyName=bucket");
-    assert!(ask_iam(&form).contains("PolicyDocument"));
+    let place = || setup.database.text("select concat_ws(' ', user_arn, region, location) from resources");
+    let (before, name) = (place(), setup.database.text("select name from resources").unwrap());
+    let policy = |action: &str| {
+        ask_iam(&format!("Action={action}&Version=2010-05-08&UserName={name}&PolicyName=bucket"))
+    };
+    for action in ["resync-from-provider", "resync-until-available", "perform-post-provision"] {
+        policy("DeleteUserPolicy");
+        let sql = "update resources set user_arn = null, region = 'nowhere', location = 'nowhere'";
+        setup.database.connect().batch_execute(sql).unwrap();
+        enqueue(&setup, action, "");
+        assert_eq!(end_of(&setup, action).0, "finished", "{action}");
+        assert_eq!(place(), before, "{action}");
+        assert!(policy("GetUserPolicy").contains("PolicyDocument"), "{action}");
+    }
 }
 
 #[test]
