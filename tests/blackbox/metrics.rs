@@ -2,6 +2,7 @@
 
 mod exposition;
 mod port;
+mod readme;
 mod tables;
 
 use std::time::{Duration, Instant};

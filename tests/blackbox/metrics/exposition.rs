@@ -2,7 +2,7 @@
 //!
 //! Source: Prometheus, "Exposition formats", text format 0.0.4.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Labels and their values, sorted.
 type Labels = Vec<(String, String)>;
@@ -12,6 +12,8 @@ type Labels = Vec<(String, String)>;
 pub(super) struct Page {
     /// By name and labels.
     samples: BTreeMap<(String, Labels), f64>,
+    /// Name and type of each family, and the names of its labels.
+    families: Vec<(String, String, BTreeSet<String>)>,
 }
 
 /// A family while it is read.
@@ -27,7 +29,8 @@ impl Page {
         if !text.ends_with('\n') || text.contains('\r') {
             return Err("a line does not end in LF".to_owned());
         }
-        let (mut families, mut page): (Vec<Family>, _) = (Vec::new(), Page { samples: BTreeMap::new() });
+        let mut page = Page { samples: BTreeMap::new(), families: Vec::new() };
+        let mut families: Vec<Family> = Vec::new();
         for line in text.trim_end_matches('\n').split('\n') {
             read_line(line, &mut families).map_err(|err| format!("{err}: {line:?}"))?;
         }
@@ -41,8 +44,18 @@ impl Page {
                     return Err(format!("{name} {labels:?} comes twice"));
                 }
             }
+            page.families.push((
+                family.name.clone(),
+                family.kind.clone().unwrap_or_default(),
+                family.labels(),
+            ));
         }
         Ok(page)
+    }
+
+    /// Name and type of each family, and the names of its labels.
+    pub(super) fn families(&self) -> Vec<(String, String, BTreeSet<String>)> {
+        self.families.clone()
     }
 
     /// The one sample of that name with exactly these labels.
@@ -156,6 +169,12 @@ fn read_value(text: &str) -> Result<(String, &str), String> {
 }
 
 impl Family {
+    /// The names of its labels, but the bounds of buckets.
+    fn labels(&self) -> BTreeSet<String> {
+        let names = self.samples.iter().flat_map(|(_, labels, _)| labels).map(|(name, _)| name.clone());
+        names.filter(|it| it != "le").collect()
+    }
+
     /// What the lines of a family must be together.
     fn check(&self) -> Result<(), String> {
         let kind = self.kind.as_deref().ok_or("no type")?;
