@@ -1,5 +1,7 @@
 //! Changes of plan: what the platform is told happens, and what does not happen leaves nothing.
 
+mod seen;
+
 use serde_json::{Value, json};
 
 use crate::cloud::*;

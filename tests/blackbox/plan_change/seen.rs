@@ -1,0 +1,72 @@
+//! A plan changes in the row, and for the platform, only when AWS shows that the bucket keeps what it promises.
+
+use super::*;
+
+/// What AWS shows of the encryption.
+fn encryption(algorithm: &str) -> String {
+    format!(
+        "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>{algorithm}\
+         </SSEAlgorithm></ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>"
+    )
+}
+
+/// What AWS shows of a rule for old versions.
+fn lifecycle(status: &str, days: u32) -> String {
+    format!(
+        "<LifecycleConfiguration><Rule><ID>versioned</ID><Status>{status}</Status><NoncurrentVersionExpiration>\
+         <NoncurrentDays>{days}</NoncurrentDays></NoncurrentVersionExpiration></Rule></LifecycleConfiguration>"
+    )
+}
+
+/// What AWS shows of the versioning.
+fn versioning(status: &str) -> String {
+    format!("<VersioningConfiguration><Status>{status}</Status></VersioningConfiguration>")
+}
+
+/// AWS has no such setting.
+fn none(code: &str) -> Fault {
+    Fault::Status(404, format!("<Error><Code>{code}</Code><Message>none</Message></Error>"))
+}
+
+#[test]
+fn a_change_that_aws_does_not_show_is_not_one() {
+    const NO_ENCRYPTION: &str = "ServerSideEncryptionConfigurationNotFoundError";
+    let shows = |text: String| Fault::Status(200, text);
+    let encrypts = [BASIC, SHIELD, "GetBucketEncryption", "AWS does not show the encryption yet"];
+    let keeps = [BASIC, VERSIONED, "GetBucketVersioning", "AWS does not show the versioning yet"];
+    let expires =
+        [BASIC, VERSIONED, "GetBucketLifecycleConfiguration", "AWS does not show the versioning yet"];
+    let still_encrypts = [SHIELD, BASIC, "GetBucketEncryption", "AWS shows the encryption still"];
+    let still_keeps = [VERSIONED, BASIC, "GetBucketVersioning", "AWS shows the versioning still"];
+    let cases = [
+        (encrypts, none(NO_ENCRYPTION)),
+        (encrypts, shows(encryption("AES256"))),
+        (encrypts, shows(encryption("aws:kms"))), // with AWS' own key, not with the plan's
+        (still_encrypts, shows(encryption("aws:kms"))),
+        (keeps, shows(versioning("Suspended"))),
+        (expires, none("NoSuchLifecycleConfiguration")),
+        (expires, shows(lifecycle("Disabled", 180))),
+        (expires, shows(lifecycle("Enabled", 90))),
+        (still_keeps, shows(versioning("Enabled"))),
+    ];
+    for_each(0..cases.len(), |number| {
+        let ([from, to, call, says], shown) = &cases[number];
+        let (relay, what) = (relay(), format!("{call}: {shown:?}"));
+        let key = kms_key("1234-abcd");
+        let setup = Setup::new().with("WAIT_SECONDS", "0").with("AWS_KMS_KEY_ID", &key).through(&relay);
+        let (api, _worker) = (setup.api(&[]), setup.worker());
+        api.provide("one", from);
+        relay.plan(Point::Every((*call).to_owned()), When::Before, shown.clone());
+        assert_eq!(api.change("one", to).status, 202, "{what}");
+        let kept = format!("{from} modifying");
+        eventually("AWS was looked at again and again, or the row has changed", PATIENCE, || {
+            (relay.struck() >= 3 || row(&setup) != kept).then_some(())
+        });
+        assert_eq!(row(&setup), kept, "{what}");
+        let told = api.get("/v2/service_instances/one/last_operation").json;
+        assert_eq!(told, json!({ "state": "in progress", "description": says }), "{what}");
+        relay.calm_down();
+        api.wait_for_state("one", "succeeded");
+        assert_eq!(row(&setup), format!("{to} available"), "{what}");
+    });
+}
