@@ -116,6 +116,44 @@ fn a_rotation_that_is_asked_for_again_soon_is_the_same_and_later_is_the_emergenc
     setup.check_nothing_left();
 }
 
+/// Says of the last rotation that it ended so many seconds ago.
+fn age_last_rotation(setup: &Setup, seconds: u32) {
+    let sql = format!(
+        "update tasks set finished = now() - interval '{seconds} seconds' where action = 'rotate-credentials'"
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+}
+
+#[test]
+fn for_two_minutes_a_rotation_is_the_answer_and_then_no_more() {
+    let setup = Setup::new();
+    let (api, _worker, _) = provided(&setup);
+    let first = api.rotate();
+    assert_eq!(first.status, 200, "{}", first.text);
+    age_last_rotation(&setup, 110);
+    assert_eq!(api.rotate().json, first.json, "within two minutes");
+    age_last_rotation(&setup, 130);
+    let second = api.rotate();
+    assert_eq!(second.status, 200, "{}", second.text);
+    assert_ne!(second.json["AccessKeyId"], first.json["AccessKeyId"], "after two minutes");
+}
+
+#[test]
+fn the_grace_is_an_hour_unless_the_operator_says_otherwise() {
+    for (grace, seconds) in [("", "3600"), ("90m", "5400")] {
+        let setup = Setup::new().with("ROTATION_GRACE", grace);
+        let (api, _worker, _) = provided(&setup);
+        let old = api.key_now().0;
+        assert_eq!(api.rotate().status, 200);
+        // Row, rotation and removal are of one transaction: all go by the same now().
+        let sql = "select concat_ws(' ', r.previous_key, extract(epoch from r.previous_key_until - t.finished)::int,
+                extract(epoch from d.run_at - t.finished)::int)
+            from resources r join tasks t on t.resource = r.id and t.action = 'rotate-credentials'
+                join tasks d on d.resource = r.id and d.action = 'remove-previous-key'";
+        assert_eq!(setup.database.text(sql), Some(format!("{old} {seconds} {seconds}")), "{grace:?}");
+    }
+}
+
 #[test]
 fn twenty_rotations_at_once_make_one_key_while_a_thousand_reads_never_see_one_that_does_not_work() {
     let relay = relay();
