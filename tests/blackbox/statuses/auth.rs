@@ -140,3 +140,39 @@ fn with_credentials_the_log_does_not_warn() {
     let log = impatient().api(&[]).log();
     assert!(!log.contains("BROKER_PASSWORD"), "{log}");
 }
+
+#[test]
+fn the_actions_are_open_to_all_only_where_the_operator_says_so() {
+    for (switch, is_open) in [("true", true), ("false", false), ("", false)] {
+        let setup = impatient().with("ACTIONS_WITHOUT_PASSWORD", switch);
+        let api = setup.api(&[]);
+        add_instance(&setup, "a", "available");
+        let anyone = api.without_header("Authorization").without_header("X-Broker-API-Version");
+        let stranger = api.with_header("Authorization", &basic("platform:no"));
+        for (who, caller) in [("anyone", anyone), ("a stranger", stranger)] {
+            let what = format!("{who}, {switch:?}");
+            let page = caller.get(&format!("{}/actions/rotate_credentials/schema", at("a")));
+            let rotated = caller.send("PUT", &format!("{}/actions/credentials", at("a")), b"");
+            if is_open {
+                check_json(&what, &page, 200);
+                check_json(&what, &rotated, 202);
+            } else {
+                check_error(&what, &page, 401);
+                check_error(&what, &rotated, 401);
+            }
+            // Beside them nothing is open, and what only looks like an action is none.
+            check_refused(&what, &caller);
+            for path in ["/actions", "/actions/", "/actions/credentials/", "/actions/restart"] {
+                let answer = caller.send("PUT", &format!("{}{path}", at("a")), b"");
+                check_error(&format!("{path}, {what}"), &answer, 401);
+            }
+        }
+        let tasks = if is_open { "1" } else { "0" };
+        assert_eq!(
+            count(&setup, "tasks"),
+            tasks,
+            "{switch:?}: one rotation, which both callers share, or none"
+        );
+        assert_eq!(count(&setup, "resources"), "1", "{switch:?}: a refused request left something");
+    }
+}
