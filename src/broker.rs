@@ -28,7 +28,7 @@ use crate::store::{
     Transaction, Webhook,
 };
 
-use catalog::refuse_broken;
+use catalog::refuse_unsold;
 
 pub(crate) use catalog::catalog;
 pub(crate) use checks::CatalogQuery;
@@ -36,7 +36,7 @@ pub(crate) use error::BrokerError;
 pub(crate) use rotate::{not_rotated, rotate, rotated};
 pub(crate) use update::{Update, conclude_update, update};
 
-use checks::{catalog_ids, known_plan, mandatory, refuse_parameters, refuse_unsold};
+use checks::{catalog_ids, known_plan, mandatory, refuse_parameters};
 
 /// Where the answers that Akkeris needs and those of the specification part.
 #[derive(Debug, Clone, Copy)]
@@ -132,8 +132,7 @@ pub(crate) fn provision(
     };
     let mut existing = tx.lock_any_instance(id.as_str())?;
     if existing.is_none() {
-        refuse_unsold(&plan)?;
-        refuse_broken(tx, &plan)?;
+        refuse_unsold(tx, &plan, BrokerError::BadRequest)?;
         if !tx.insert_instance(&new)? {
             existing = tx.lock_any_instance(id.as_str())?; // another request was faster
         } else if tx.claim_stock(&new)? {
@@ -149,8 +148,8 @@ pub(crate) fn provision(
         if let Some(outcome) = repeated_provision(tx, &instance, &new.provisioned)? {
             return Ok(outcome);
         }
-        refuse_unsold(&plan)?;
-        refuse_broken(tx, &plan)?;
+        refuse_unsold(tx, &plan, BrokerError::BadRequest)?;
+        tx.stop_tasks(id.as_str())?; // those of the former instance
         tx.reuse_instance(&new)?;
     }
     let mut task = task(id, &fresh.task, TaskKind::Provision);
@@ -168,7 +167,11 @@ fn repeated_provision(
     sent: &Provisioned,
 ) -> Result<Option<Outcome>, BrokerError> {
     if instance.deleted {
-        return Ok(None);
+        // a delete that is to come removes what the row names then
+        return match open_task(tx, instance, &TaskKind::Delete)? {
+            Some(_) => Err(BrokerError::Busy("what is left of the former instance is being removed")),
+            None => Ok(None),
+        };
     }
     if !instance.claimed {
         return Err(BrokerError::InstanceConflict); // somebody guessed the id of one of the stock
@@ -310,8 +313,9 @@ pub(crate) fn bind(
     }
 }
 
-/// Fetches a binding. For Akkeris one that was never bound exists too: it names bindings after
-/// dynos and jobs that it tells nobody of, and fails a deploy whose config vars it does not get.
+/// Fetches a binding. For Akkeris one that is not bound exists too: it names bindings after dynos and
+/// jobs that it tells nobody of, does not look whether a bind went well, and fails a deploy whose config
+/// vars it does not get.
 pub(crate) fn fetch_binding(
     tx: &mut Transaction<'_>,
     id: &Id,
@@ -320,10 +324,9 @@ pub(crate) fn fetch_binding(
 ) -> Result<Credentials, BrokerError> {
     let instance =
         tx.find_instance(id.as_str())?.filter(|it| !it.deleted).ok_or(BrokerError::InstanceUnknown)?;
-    match tx.find_binding(&instance.id, binding.as_str())? {
-        Some(found) if found.deleted => return Err(BrokerError::BindingUnknown),
-        None if habits.strict => return Err(BrokerError::BindingUnknown),
-        Some(_) | None => {}
+    let is_bound = tx.find_binding(&instance.id, binding.as_str())?.is_some_and(|it| !it.deleted);
+    if habits.strict && !is_bound {
+        return Err(BrokerError::BindingUnknown);
     }
     match instance.status {
         InstanceStatus::Available | InstanceStatus::Modifying => credentials(&instance),

@@ -58,13 +58,20 @@ pub(crate) fn catalog(tx: &mut Transaction<'_>) -> Result<(osb::Catalog, Vec<Str
     Ok((show(&shelves, &live), complaints(&shelves)))
 }
 
-/// Refuses to make instances of what the catalog does not sell because a row is broken.
-pub(super) fn refuse_broken(tx: &mut Transaction<'_>, plan: &PlanRow) -> Result<(), BrokerError> {
+/// Refuses what the catalog does not sell: a plan that is not sold any more, or whose row is broken.
+pub(super) fn refuse_unsold(
+    tx: &mut Transaction<'_>,
+    plan: &PlanRow,
+    refusal: fn(&'static str) -> BrokerError,
+) -> Result<(), BrokerError> {
+    if plan.deleted || plan.deprecated {
+        return Err(refusal("the plan is not sold any more"));
+    }
     let (offerings, plans) = (tx.offerings()?, tx.plans()?);
     let shelves = judge(&offerings, &plans);
     let mut judged = shelves.iter().flat_map(|it| &it.plans);
     if judged.any(|it| it.row.id == plan.id && it.fault.is_some()) {
-        return Err(BrokerError::BadRequest("the plan is not sold: its row in the database is broken"));
+        return Err(refusal("the plan is not sold: its row in the database is broken"));
     }
     Ok(())
 }

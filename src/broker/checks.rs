@@ -67,14 +67,6 @@ pub(super) fn known_plan(
     }
 }
 
-/// New instances come only of plans that are on sale.
-pub(super) fn refuse_unsold(plan: &PlanRow) -> Result<(), BrokerError> {
-    if plan.deleted || plan.deprecated {
-        return Err(BrokerError::BadRequest("the plan is not sold any more"));
-    }
-    Ok(())
-}
-
 /// Plans say what an instance is; there are no parameters, and none is ignored in silence.
 pub(super) fn refuse_parameters(parameters: Option<&Value>) -> Result<(), BrokerError> {
     match parameters {

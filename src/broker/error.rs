@@ -26,6 +26,8 @@ pub(crate) enum BrokerError {
     BindingGone,
     /// The id belongs to a binding with other attributes.
     BindingConflict,
+    /// The instance cannot get that plan; says why.
+    ChangeRefused(&'static str),
     /// What is missing or wrong in the request.
     BadRequest(&'static str),
     /// The instance lacks what its credentials need until a worker has looked.

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::catalog::refuse_broken;
-use super::checks::{catalog_ids, known_plan, refuse_parameters, refuse_unsold};
+use super::catalog::refuse_unsold;
+use super::checks::{catalog_ids, known_plan, refuse_parameters};
 use super::{BrokerError, Fresh, Outcome, task};
 use crate::osb::{Id, UpdateRequest};
 use crate::store::{InstanceStatus, NewTask, TaskKind, TaskRow, TaskState, Transaction};
@@ -65,8 +65,7 @@ pub(crate) fn update(
     let Some(plan) = plan.filter(|it| it.id != instance.provisioned.plan) else {
         return Ok(Outcome::Done);
     };
-    refuse_unsold(&plan)?;
-    refuse_broken(tx, &plan)?;
+    refuse_unsold(tx, &plan, BrokerError::ChangeRefused)?;
     tx.set_status(&instance.id, InstanceStatus::Modifying)?;
     let metadata = json!({ "plan": plan.id }).to_string(); // as the old broker wrote it
     tx.enqueue(&NewTask { metadata, ..task(id, &fresh.task, TaskKind::ChangePlans) })?;

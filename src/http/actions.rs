@@ -18,7 +18,7 @@ impl Desk {
     pub(super) fn patch_service_instance(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let request = self.body(call)?;
         let (key, accepts_incomplete) = (id.clone(), call.accepts_incomplete());
-        let (outcome, mut wait) = self.await_task(move |store, fresh| {
+        let (outcome, _) = self.await_task(move |store, fresh| {
             store.transaction(move |tx| broker::update(tx, &key, &request, accepts_incomplete, &fresh))
         })?;
         let is_joined = matches!(outcome, Outcome::InProgress { .. });
@@ -26,10 +26,10 @@ impl Desk {
             return Ok(Reply::empty(200));
         };
         if is_joined {
-            wait = self.join(&operation);
+            self.join(&operation);
         }
-        if wait == Wait::None {
-            return Ok(Reply::accepted(&operation));
+        if !self.waits() {
+            return Ok(Reply::accepted(&operation)); // no worker had a chance to begin it
         }
         let (key, of) = (id.clone(), operation.clone());
         match self.store.transaction(move |tx| broker::conclude_update(tx, &key, &of))? {

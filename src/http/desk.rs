@@ -304,9 +304,14 @@ impl Desk {
         self.wait(self.waiters.enter(task))
     }
 
+    /// Whether requests wait for their tasks at all.
+    pub(super) fn waits(&self) -> bool {
+        !self.config.wait.is_zero()
+    }
+
     /// Waits, if there is a place to.
     fn wait(&self, ticket: Option<Ticket<'_>>) -> Wait {
-        let Some(ticket) = ticket.filter(|_| !self.config.wait.is_zero()) else {
+        let Some(ticket) = ticket.filter(|_| self.waits()) else {
             return Wait::None;
         };
         ticket.wait(self.config.wait).map_or(Wait::Over, Wait::Ended)

@@ -82,6 +82,7 @@ impl From<BrokerError> for Reply {
             BrokerError::InstanceFailed => {
                 (422, None, "the service instance could not be created; delete it")
             }
+            BrokerError::ChangeRefused(reason) => (422, None, reason),
             BrokerError::BadRequest(reason) => (400, None, reason),
             BrokerError::NotYetKnown => {
                 (503, None, "what is known of the bucket is not complete yet; a worker will complete it")
@@ -124,6 +125,7 @@ mod tests {
             (BrokerError::BindingConflict, 409, "{}"),
             (BrokerError::InstanceFailed, 422, "\"description\""),
             (BrokerError::BadRequest("x"), 400, "{\"description\":\"x\"}"),
+            (BrokerError::ChangeRefused("x"), 422, "{\"description\":\"x\"}"),
             (BrokerError::NotYetKnown, 503, "\"description\""),
             (BrokerError::NoWorker, 503, "nothing was changed"),
             (BrokerError::Store(StoreError::Silent), 503, "\"description\""),
