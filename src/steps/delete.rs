@@ -40,6 +40,7 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
 pub(super) fn sweep(work: &Work<'_>) -> Result<Ending, StepError> {
     let name = Notes::parse(&work.claim.metadata).name;
     let name = name.ok_or_else(|| StepError::Unfixable("the task names nothing to look for".to_owned()))?;
+    work.refuse_foreign(&name)?;
     if work.is_shared(&name)? {
         return Ok(Ending::Swept);
     }

@@ -250,6 +250,9 @@ struct Notes {
     /// Change of plan: why AWS refused it; from then on the bucket is put back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
+    /// Change of plan that was refused: it has turned versioning on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    versioning: bool,
 }
 
 /// A task that looks whether anything of that name is left, or came up behind its removal.
@@ -306,13 +309,28 @@ impl Work<'_> {
     fn instance(&self) -> Result<Instance, StepError> {
         let id = self.claim.instance.clone();
         let found = self.store.transaction(move |tx| tx.find_any_instance(&id))?;
-        found.ok_or_else(|| StepError::Unfixable("the instance has no row".to_owned()))
+        let found = found.ok_or_else(|| StepError::Unfixable("the instance has no row".to_owned()))?;
+        if !found.name.is_empty() {
+            self.refuse_foreign(&found.name)?;
+        }
+        Ok(found)
     }
 
     /// The same for what has no use for one that is gone. The old broker's rows still look usable then.
     fn live_instance(&self) -> Result<Instance, StepError> {
         let found = Some(self.instance()?).filter(|it| !it.deleted);
         found.ok_or_else(|| StepError::Unfixable("the instance is gone".to_owned()))
+    }
+
+    /// Nothing is done to what no broker named: who can write the tables shall not reach with the worker's key
+    /// whatever else the account holds. A delete waits for a better name, since the platform was told that it comes.
+    fn refuse_foreign(&self, name: &str) -> Result<(), StepError> {
+        let reason = || "the bucket's name is none that a broker gives".to_owned();
+        match (Form::read(name), &self.claim.kind) {
+            (Some(_), _) => Ok(()),
+            (None, TaskKind::Delete) => Err(StepError::Stuck(reason())),
+            (None, _) => Err(StepError::Unfixable(reason())),
+        }
     }
 
     /// Whether another instance has bucket and user of that name as well.

@@ -60,7 +60,7 @@ impl Promise {
 }
 
 /// A KMS key by whatever it is called.
-fn read_key(work: &Work<'_>, instance: &Instance, named: &str) -> Result<KmsKey, StepError> {
+pub(super) fn read_key(work: &Work<'_>, instance: &Instance, named: &str) -> Result<KmsKey, StepError> {
     let parsed = KmsKey::parse(named, work.aws.partition(), work.aws.region(), work.account(instance));
     parsed.map_err(|err| StepError::Unfixable(format!("the plan's KMS key: {err}")))
 }
@@ -75,7 +75,7 @@ pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
         return Err(StepError::Unfixable("the instance cannot be used".to_owned()));
     }
     if notes.refused.is_none() {
-        match shape(work, &target, false) {
+        match shape(work, &target, None) {
             Ok(()) => return Ok(Ending::PlanChanged { plan: target }),
             Err(err) if is_final(work, &err) => {
                 log::warn!(
@@ -83,13 +83,14 @@ pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
                     instance.id
                 );
                 notes.refused = Some(err.public());
+                notes.versioning = is_after_versioning(&err);
                 work.remember(&notes)?;
             }
             Err(err) => return Err(err),
         }
     }
     let mut reason = notes.refused.unwrap_or_default();
-    if let Err(err) = shape(work, &instance.provisioned.plan, true) {
+    if let Err(err) = shape(work, &instance.provisioned.plan, Some(notes.versioning)) {
         if !is_final(work, &err) {
             return Err(err);
         }
@@ -109,8 +110,12 @@ fn is_final(work: &Work<'_>, err: &StepError) -> bool {
 /// Makes the bucket what a plan promises, and sees that it is.
 ///
 /// The user's policy comes first, so that the tenant can use the key before the bucket wants it. Two different KMS keys
-/// at once are refused; a bucket that `is_put_back` gets the one that it had, whatever the settings say by now.
-fn shape(work: &Work<'_>, plan: &str, is_put_back: bool) -> Result<(), StepError> {
+/// at once are refused; a bucket that is `put_back` gets the one that it had, whatever the settings say by now. The
+/// policy allows that one in any case, so then it comes last, and what AWS refuses there harms nobody. What AWS shows
+/// may be older than the change: settings that this may have made are unmade unseen, and `put_back` says whether
+/// versioning is one of them.
+fn shape(work: &Work<'_>, plan: &str, put_back: Option<bool>) -> Result<(), StepError> {
+    let is_put_back = put_back.is_some();
     let (instance, promise) = (&work.instance()?, Promise::of(work, plan)?);
     let mut key = promise.kms_key(work, instance)?;
     let former = former_key(work, instance)?;
@@ -122,16 +127,42 @@ fn shape(work: &Work<'_>, plan: &str, is_put_back: bool) -> Result<(), StepError
         }
         key = former.clone();
     }
-    put_user_policy(work, instance, key.as_ref().or(former.as_ref()))?;
+    let allow = || put_user_policy(work, instance, key.as_ref().or(former.as_ref()));
+    if !is_put_back {
+        allow()?;
+    }
     if promise.encrypted {
         ensure_encryption(work, instance, key.as_ref())?;
     } else {
-        ensure_no_encryption(work, &instance.name)?;
+        ensure_no_encryption(work, &instance.name, is_put_back)?;
     }
     if promise.versioned {
-        ensure_versioning(work, instance)
+        ensure_versioning(work, instance)?;
     } else {
-        ensure_no_versioning(work, &instance.name)
+        ensure_no_versioning(work, &instance.name, put_back == Some(true))?;
+    }
+    match is_put_back.then(allow) {
+        Some(Err(err)) if err.verdict() == Verdict::GiveUp => {
+            log::warn!("the user's policy stays as it is: instance={:?} cause={err}", instance.id);
+            Ok(())
+        }
+        Some(other) => other,
+        None => Ok(()),
+    }
+}
+
+/// Sees that AWS shows what was written. What it refused for good does no harm where it shows it all the same: a change
+/// that never began is put back so.
+fn see(
+    written: Result<(), AwsError>,
+    is_shown: impl FnOnce() -> Result<bool, AwsError>,
+    missing: &str,
+) -> Result<(), StepError> {
+    match written {
+        Err(err) if err.is_transient() => Err(err.into()),
+        _ if is_shown()? => Ok(()),
+        Ok(()) => Err(wait(SETTING_TRIAL_INTERVAL, missing)),
+        Err(err) => Err(err.into()),
     }
 }
 
@@ -162,35 +193,40 @@ pub(super) fn former_key(work: &Work<'_>, instance: &Instance) -> Result<Option<
     named.map(|it| read_key(work, instance, &it)).transpose()
 }
 
-/// Leaves the bucket without a KMS key for new objects, and sees that it has none.
-fn ensure_no_encryption(work: &Work<'_>, bucket: &str) -> Result<(), StepError> {
-    let caller = work.caller();
-    let is_kms = || -> Result<bool, StepError> {
-        Ok(caller.get_bucket_encryption(bucket)?.is_some_and(|it| it.algorithm == "aws:kms"))
-    };
-    if !is_kms()? {
-        return Ok(());
-    }
-    caller.delete_bucket_encryption(bucket)?;
-    if is_kms()? { Err(wait(SETTING_TRIAL_INTERVAL, "AWS shows the encryption still")) } else { Ok(()) }
+/// Whether the refused call comes after the one that turns versioning on.
+fn is_after_versioning(err: &StepError) -> bool {
+    matches!(err, StepError::Aws(AwsError::Refused { operation: "PutBucketLifecycleConfiguration", .. }))
 }
 
-/// Leaves the bucket making no more versions, and sees that it makes none. Those that it has expire as
-/// they would have.
-fn ensure_no_versioning(work: &Work<'_>, bucket: &str) -> Result<(), StepError> {
+/// Leaves the bucket without a KMS key for new objects, and sees that it has none.
+fn ensure_no_encryption(work: &Work<'_>, bucket: &str, unseen: bool) -> Result<(), StepError> {
     let caller = work.caller();
-    let Some(status) = caller.get_bucket_versioning(bucket)? else {
-        return Ok(());
+    let is_free = || -> Result<bool, AwsError> {
+        Ok(caller.get_bucket_encryption(bucket)?.is_none_or(|it| it.algorithm != "aws:kms"))
     };
-    if status != "Suspended" {
+    if !unseen && is_free()? {
+        return Ok(());
+    }
+    see(caller.delete_bucket_encryption(bucket), is_free, "AWS shows the encryption still")
+}
+
+/// Leaves the bucket making no more versions, and sees that it makes none and moves nothing. Those that it has expire as
+/// they would have.
+fn ensure_no_versioning(work: &Work<'_>, bucket: &str, unseen: bool) -> Result<(), StepError> {
+    let caller = work.caller();
+    let status = caller.get_bucket_versioning(bucket)?;
+    if status.is_none() && !unseen {
+        return Ok(());
+    }
+    if status.as_deref() != Some("Suspended") {
         caller.put_bucket_versioning(bucket, false)?;
     }
-    caller.put_bucket_lifecycle_configuration(bucket, None)?;
-    if caller.get_bucket_versioning(bucket)?.as_deref() == Some("Suspended") {
-        Ok(())
-    } else {
-        Err(wait(SETTING_TRIAL_INTERVAL, "AWS shows the versioning still"))
-    }
+    let is_shown = || {
+        let rules = caller.get_bucket_lifecycle_configuration(bucket)?.unwrap_or_default();
+        Ok(caller.get_bucket_versioning(bucket)?.as_deref() == Some("Suspended")
+            && rules.iter().all(|it| it.status != "Enabled" || it.transition_class.is_none()))
+    };
+    see(caller.put_bucket_lifecycle_configuration(bucket, None), is_shown, "AWS shows the versioning still")
 }
 
 /// Leaves the bucket encrypting with the key, and sees that it does.
@@ -200,12 +236,9 @@ pub(super) fn ensure_encryption(
     key: Option<&KmsKey>,
 ) -> Result<(), StepError> {
     let caller = work.caller();
-    caller.put_bucket_encryption(&instance.name, key.map(KmsKey::master_key_id))?;
-    if shows_encryption(&caller, &instance.name, key)? {
-        Ok(())
-    } else {
-        Err(wait(SETTING_TRIAL_INTERVAL, "AWS does not show the encryption yet"))
-    }
+    let written = caller.put_bucket_encryption(&instance.name, key.map(KmsKey::master_key_id));
+    let is_shown = || shows_encryption(&caller, &instance.name, key);
+    see(written, is_shown, "AWS does not show the encryption yet")
 }
 
 /// Whether AWS shows that the bucket encrypts with the key.
@@ -229,18 +262,19 @@ fn is_key(shown: Option<&str>, named: &str) -> bool {
 /// Leaves the bucket keeping versions for as long as is promised, and sees that it does.
 pub(super) fn ensure_versioning(work: &Work<'_>, instance: &Instance) -> Result<(), StepError> {
     let (caller, bucket) = (work.caller(), instance.name.as_str());
-    caller.put_bucket_versioning(bucket, true)?;
-    caller.put_bucket_lifecycle_configuration(bucket, Some(STORAGE_CLASS))?;
-    let versioned = caller.get_bucket_versioning(bucket)?.as_deref() == Some("Enabled");
-    let rules = caller.get_bucket_lifecycle_configuration(bucket)?.unwrap_or_default();
-    let expires = rules
-        .iter()
-        .any(|it| it.status == "Enabled" && it.noncurrent_expiration_days == Some(NONCURRENT_DAYS));
-    if versioned && expires {
-        Ok(())
-    } else {
-        Err(wait(SETTING_TRIAL_INTERVAL, "AWS does not show the versioning yet"))
-    }
+    let written = caller
+        .put_bucket_versioning(bucket, true)
+        .and_then(|()| caller.put_bucket_lifecycle_configuration(bucket, Some(STORAGE_CLASS)));
+    let is_shown = || {
+        let rules = caller.get_bucket_lifecycle_configuration(bucket)?.unwrap_or_default();
+        let is_kept = rules.iter().any(|it| {
+            it.status == "Enabled"
+                && it.noncurrent_expiration_days == Some(NONCURRENT_DAYS)
+                && it.transition_class.as_deref() == Some(STORAGE_CLASS)
+        });
+        Ok(is_kept && caller.get_bucket_versioning(bucket)?.as_deref() == Some("Enabled"))
+    };
+    see(written, is_shown, "AWS does not show the versioning yet")
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ pub(super) fn remove_previous_key(work: &Work<'_>) -> Result<Ending, StepError> 
     let (Some(user), Some(key)) = (notes.name, notes.key) else {
         return Err(StepError::Unfixable("the task names no key".to_owned()));
     };
+    work.refuse_foreign(&user)?;
     let instance = work.instance()?;
     let is_used = instance.access_key_id.as_ref() == Some(&key);
     if is_used || instance.next_key.is_some_and(|it| it.id == key) {

@@ -131,3 +131,75 @@ fn another_delete_of_what_was_deleted_does_not_bring_it_back() {
     assert_eq!(setup.database.text("select deleted::text from resources").as_deref(), Some("true"));
     assert_eq!(api.get("/v2/service_instances/one/last_operation").status, 410);
 }
+
+#[test]
+fn an_id_is_not_used_again_while_a_delete_of_it_is_to_come() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    api.remove("one", BASIC);
+    let again =
+        "update tasks set status = 'pending', run_at = now() + interval '1 hour' where action = 'delete'";
+    setup.database.connect().batch_execute(again).unwrap();
+    enqueue(&setup, "resync-from-provider", ""); // of the former instance
+    let later = "update tasks set run_at = now() + interval '1 hour' where action = 'resync-from-provider'";
+    setup.database.connect().batch_execute(later).unwrap();
+    let answer = api.provision("one", BASIC);
+    let told = (answer.status, answer.json["error"].as_str());
+    assert_eq!(told, (422, Some("ConcurrencyError")), "{}", answer.text);
+    setup
+        .database
+        .connect()
+        .batch_execute("update tasks set run_at = now() where action = 'delete'")
+        .unwrap();
+    assert_eq!(end_of(&setup, "delete").0, "finished");
+    api.provide("one", BASIC);
+    assert_eq!(end_of(&setup, "resync-from-provider"), ("failed".to_owned(), "stopped by delete".to_owned()));
+    check_there(&setup);
+    api.remove("one", BASIC);
+    setup.check_nothing_left();
+}
+
+/// The instance has its bucket.
+fn check_there(setup: &Setup) {
+    let name = setup.database.text("select name from resources").unwrap();
+    assert!(setup.left_in_aws().contains(&name), "{name}");
+}
+
+#[test]
+fn what_no_broker_named_is_not_touched() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let name = setup.database.text("select name from resources").unwrap();
+    // The worker's policy would allow it; the name of no instance looks like that.
+    let foreign = format!("{}-users", setup.prefix);
+    admin(&["iam", "create-user", "--user-name", &foreign]);
+    admin(&["iam", "create-access-key", "--user-name", &foreign]);
+    let rename = |to: &str| {
+        let sql = format!("update resources set name = '{to}'");
+        setup.database.connect().batch_execute(&sql).unwrap();
+    };
+    let held = keys_of(&foreign);
+    let key = &held[0];
+    rename(&foreign);
+    for action in ["rotate-credentials", "resync-from-provider", "change-plans", "tag"] {
+        enqueue(&setup, action, &format!("{{\"plan\":\"{VERSIONED}\"}}"));
+    }
+    for (action, name) in [("remove-previous-key", &foreign), ("sweep", &foreign)] {
+        enqueue(&setup, action, &format!("{{\"name\":\"{name}\",\"key\":\"{key}\"}}"));
+    }
+    enqueue(&setup, "delete", "");
+    let refused = "select count(distinct action)::text from tasks
+        where result like '%none that a broker gives%' and status = case action when 'delete' then 'pending' else 'failed' end::task_status";
+    eventually("all are refused", PATIENCE, || (setup.database.text(refused)? == "7").then_some(()));
+    assert_eq!(keys_of(&foreign), held);
+    assert!(!ask_iam(&format!("Action=GetUser&Version=2010-05-08&UserName={foreign}")).contains("<Error>"));
+    rename(&name);
+    setup.database.connect().batch_execute("delete from tasks where action <> 'delete'").unwrap();
+    setup.database.connect().batch_execute("update tasks set run_at = now()").unwrap();
+    assert_eq!(end_of(&setup, "delete").0, "finished");
+    admin(&["iam", "delete-access-key", "--user-name", &foreign, "--access-key-id", key]);
+    admin(&["iam", "delete-user", "--user-name", &foreign]);
+    setup.check_nothing_left();
+}

@@ -121,8 +121,8 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         (with("service_id", json!("x")), 400),
         (with("plan_id", json!("x")), 400),
         (with("plan_id", json!("")), 400),
-        (with("plan_id", json!(SHIELD)), 400),
-        (with("plan_id", json!(VERSIONED)), 400),
+        (with("plan_id", json!(SHIELD)), 422),
+        (with("plan_id", json!(VERSIONED)), 422),
         (with("parameters", json!({ "versioned": true })), 400),
         (with("parameters", json!([])), 400),
         (with("maintenance_info", json!({ "version": "1.0.0" })), 422),
@@ -218,6 +218,34 @@ fn what_aws_refuses_is_put_back() {
 }
 
 #[test]
+fn what_aws_refuses_for_good_leaves_all_as_it_was() {
+    for (call, from, to) in [
+        ("PutBucketVersioning", VERSIONED, BASIC),
+        ("PutBucketLifecycleConfiguration", VERSIONED, BASIC),
+        ("DeleteBucketEncryption", SHIELD, BASIC),
+        ("PutBucketEncryption", BASIC, SHIELD),
+        ("PutUserPolicy", BASIC, SHIELD_VERSIONED),
+    ] {
+        let relay = relay();
+        let setup = Setup::new().through(&relay);
+        let (api, worker) = (setup.api(&[]), setup.worker());
+        api.provide("one", from);
+        let bucket = setup.database.text("select name from resources").unwrap();
+        let before = promises(&bucket);
+        relay.plan(Point::Every(call.into()), When::Before, access_denied());
+        let answer = api.change("one", to);
+        assert_eq!(answer.status, 422, "{call}: {}", answer.text);
+        assert!(!answer.text.contains("put back"), "{call}: {}", answer.text);
+        assert!(!worker.log().contains("not put back"), "{call}");
+        assert_eq!((promises(&bucket), row(&setup)), (before, format!("{from} available")), "{call}");
+        relay.calm_down();
+        assert_eq!(api.change("one", to).status, 200, "{call}: once AWS agrees");
+        api.remove("one", to);
+        setup.check_nothing_left();
+    }
+}
+
+#[test]
 fn objects_of_another_kms_key_keep_their_plan() {
     let setup = Setup::new().with("AWS_KMS_KEY_ID", &kms_key("first"));
     let (api, mut worker) = (setup.api(&[]), setup.worker());
@@ -293,7 +321,7 @@ fn a_plan_whose_row_is_broken_is_refused_at_once() {
     );
     setup.database.connect().batch_execute(&sql).unwrap();
     let answer = api.change("one", SHIELD);
-    assert_eq!(answer.status, 400, "{}", answer.text);
+    assert_eq!(answer.status, 422, "{}", answer.text);
     assert_eq!(row(&setup), format!("{BASIC} available"));
 }
 
