@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::plan::{Promise, shows_encryption};
+use super::plan::{Promise, read_key};
 use super::{Ending, StepError, Verdict, Work, find_bucket};
 use crate::aws::{AwsError, Credentials, tag_value};
 use crate::store::{Instance, InstanceStatus, Whereabouts};
@@ -83,14 +83,24 @@ fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
     if caller.list_attached_user_policies(bucket)?.iter().any(|arn| arn.ends_with(&old_policy)) {
         return unsound("its user has the old broker's policy");
     }
-    if promise.versioned && caller.get_bucket_versioning(bucket)?.as_deref() != Some("Enabled") {
-        return unsound("the bucket keeps no versions");
+    // its plan may have promised something else
+    let keeps_versions = caller.get_bucket_versioning(bucket)?.as_deref() == Some("Enabled");
+    if promise.versioned != keeps_versions {
+        return unsound("the bucket keeps versions, or keeps none, as its plan does not");
     }
-    if promise.encrypted {
-        let key = promise.kms_key(work, instance).map_err(Doubt::Unknown)?;
-        if !shows_encryption(&caller, bucket, key.as_ref())? {
-            return unsound("the bucket is not encrypted, or with another key");
-        }
+    let shown = caller.get_bucket_encryption(bucket)?.filter(|it| it.algorithm == "aws:kms");
+    if promise.encrypted != shown.is_some() {
+        return unsound("the bucket is encrypted, or is not, as its plan does not");
+    }
+    let held = shown.and_then(|it| it.kms_key).filter(|it| !it.ends_with("alias/aws/s3"));
+    let held = held.map(|it| read_key(work, instance, &it)).transpose().map_err(Doubt::Unknown)?;
+    let is_promised = match (promise.kms_key(work, instance).map_err(Doubt::Unknown)?, held) {
+        (Some(wanted), Some(held)) => wanted.is(&held),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    if !is_promised {
+        return unsound("the bucket is encrypted with another key");
     }
     Ok(place)
 }
@@ -100,9 +110,12 @@ pub(super) fn is_anothers(tags: &[(String, String)], instance: &str) -> bool {
     tags.iter().any(|(key, value)| key == "instance" && *value != tag_value(instance))
 }
 
-/// What AWS refuses to the instance's own key is wrong with the instance.
+/// What AWS refuses to the instance's own key is wrong with the instance. An answer without a code of AWS' is somebody
+/// else's, a proxy's.
 fn refused(err: AwsError) -> Doubt {
-    if let AwsError::Refused { operation, code, status: 400 | 401 | 403 | 404, .. } = &err {
+    if let AwsError::Refused { operation, code, status: 400 | 401 | 403 | 404, .. } = &err
+        && !code.starts_with("Http")
+    {
         return Doubt::Unsound(format!("its own key is refused: operation={operation} code={code}"));
     }
     err.into()
@@ -111,6 +124,23 @@ fn refused(err: AwsError) -> Doubt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_proxy_refuses_says_nothing_against_the_instance() {
+        let doubt = |status, code: &str| {
+            refused(AwsError::Refused {
+                operation: "ListObjectVersions",
+                code: code.to_owned(),
+                status,
+                request_id: String::new(),
+                message: String::new(),
+            })
+        };
+        assert!(matches!(doubt(403, "InvalidAccessKeyId"), Doubt::Unsound(_)));
+        assert!(matches!(doubt(404, "NoSuchBucket"), Doubt::Unsound(_)));
+        assert!(matches!(doubt(403, "Http403"), Doubt::Unknown(_)));
+        assert!(matches!(doubt(500, "InternalError"), Doubt::Unknown(_)));
+    }
 
     #[test]
     fn tags_tell_whose_an_instance_is() {

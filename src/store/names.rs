@@ -24,13 +24,14 @@ pub(crate) struct Named {
     pub(crate) open_tasks: Vec<String>,
 }
 
-/// Both halves come from one statement, so that nothing is lost between them. Notices name nothing.
+/// Both halves come from one statement, so that nothing is lost between them. What names nothing beside its row is left
+/// out: notices, and what may go on for as long as AWS refuses it, or lacks what it is about.
 const FIND_NAMED: &str = "
     select i.id, i.name, i.status, i.username,
         array_remove(array_agg(t.metadata order by t.task), null) as open_tasks
     from resources i left join tasks t
         on t.resource = i.id and not t.deleted and t.status in ('pending', 'started')
-        and t.action not in ('notify-create-service-webhook', 'notify-create-binding-webhook')
+        and t.action not in ('notify-create-service-webhook', 'notify-create-binding-webhook', 'tag', 'check')
     where not i.deleted or t.task is not null
     group by i.id order by i.id";
 /// Whether such a row names `$1`, or a task that has not ended has it among its notes.
@@ -42,9 +43,12 @@ const IS_NAMED: &str = "
     or exists (
         select from tasks t
         where not t.deleted and t.status in ('pending', 'started') and strpos(t.metadata, $1) > 0) as named";
-/// Whether an instance that is not deleted and is not `$1` bears the name `$2` too.
+/// Whether an instance that is not deleted and is not `$1` bears the name `$2` too. One that a platform has does not
+/// share with the stock: what nobody was given goes with it.
 const IS_SHARED: &str = "
-    select exists (select from resources where name = $2 and id <> $1 and not deleted) as shared";
+    select exists (
+        select from resources where name = $2 and id <> $1 and not deleted
+            and (claimed or not exists (select from resources i where i.id = $1 and i.claimed))) as shared";
 /// Names that several instances bear, and those.
 const FIND_SHARED: &str = "
     select name, string_agg(id, ' ' order by id) as ids from resources where name <> '' and not deleted

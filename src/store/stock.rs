@@ -66,7 +66,8 @@ macro_rules! has_open_task {
 }
 
 /// Whether a task vouches for the row `i` of the plan `p`: within `$2` seconds it made what the plan promises now, or
-/// looked at it. Either reads the plan's row after it has begun; a look that goes on has the end of the last one.
+/// looked at it. Either reads the plan's row after it has begun; a look that goes on has the end of the last one. An end
+/// that is still to come says that the clock was set back: nothing.
 macro_rules! is_vouched {
     ($kinds:literal) => {
         concat!(
@@ -74,7 +75,8 @@ macro_rules! is_vouched {
                 and v.action in ('provision', 'check')",
             $kinds,
             " and p.updated < case v.action when 'check' then coalesce(v.started, v.created) else i.created end
-                and p.updated < v.finished and v.finished > now() - make_interval(secs => $2))"
+                and p.updated < v.finished and v.finished > now() - make_interval(secs => $2)
+                and v.finished <= clock_timestamp())"
         )
     };
 }

@@ -98,8 +98,11 @@ fn tend(tx: &mut Transaction<'_>, prefix: &str) -> Result<Option<Tended>, StoreE
     for (id, name) in tx.lock_left_over(SLICE)? {
         if name.is_empty() {
             tx.wipe_instance(&id, true)?; // nothing in AWS bears a name that was never given
-        } else {
+        } else if room > 0 {
             dismiss(tx, &id)?;
+            room -= 1;
+        } else {
+            continue;
         }
         done.push(format!("stock that nobody finished is removed: instance={id:?} name={name:?}"));
     }

@@ -268,6 +268,35 @@ fn what_two_rows_share_stays_until_the_last_of_them_is_deleted() {
 }
 
 #[test]
+fn what_the_stock_has_too_goes_with_the_instance() {
+    let setup = taken_over_with(&[0]);
+    let sql = format!(
+        "insert into resources (id, name, plan, claimed, status, username, password, endpoint)
+             select 'spare', name, plan, false, status, username, password, endpoint
+             from resources where id = '{}';
+         delete from tasks",
+        OLD[0].0
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
+    let api = setup.api(&[]);
+    let name = setup.database.text("select name from resources where id = 'spare'").unwrap();
+    put_object(&name, "kept");
+    assert_eq!(api.deprovision(OLD[0].0, BASIC).status, 202);
+    let _worker = setup.worker();
+    eventually("both rows are gone", PATIENCE * 4, || {
+        let hasten =
+            "update tasks set run_at = now() where action in ('check', 'delete') and status = 'pending'";
+        setup.database.connect().batch_execute(hasten).unwrap();
+        let both = format!(
+            "select 'yes' from resources where id in ('spare', '{}') and deleted having count(*) = 2",
+            OLD[0].0
+        );
+        setup.database.text(&both)
+    });
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+}
+
+#[test]
 fn secrets_of_what_is_long_over_go() {
     let setup = Setup::on(Database::of_the_old_broker());
     let sql = format!(

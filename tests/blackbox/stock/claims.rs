@@ -133,6 +133,7 @@ fn only_what_is_ready_and_vouched_for_is_handed_out() {
         (vouched("status = 'failed'"), false),
         (vouched("deleted = true"), false),
         (vouched("finished = null"), false),
+        (vouched("finished = now() + interval '10 minutes'"), false), // the clock was set back since
         (
             [
                 vouched("finished = now() - interval '2 hours'"),

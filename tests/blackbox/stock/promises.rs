@@ -61,6 +61,44 @@ fn stock_that_another_kms_key_encrypts_is_replaced() {
 }
 
 #[test]
+fn stock_that_keeps_more_than_its_plan_promises_is_replaced() {
+    let key = format!("arn:aws:kms:{}:000000000000:key/first", setting("TEST_AWS_REGION"));
+    for (before, after) in [
+        (r#"{"versioned": true}"#.to_owned(), r#"{"versioned": false}"#.to_owned()),
+        (format!(r#"{{"encrypted": true, "kmsKeyId": "{key}"}}"#), "{}".to_owned()),
+        (
+            format!(r#"{{"encrypted": true, "kmsKeyId": "{key}"}}"#),
+            r#"{"encrypted": true, "kmsKeyId": ""}"#.to_owned(),
+        ),
+        (
+            format!(r#"{{"encrypted": true, "kmsKeyId": "{key}"}}"#),
+            r#"{"encrypted": true, "kmsKeyId": "alias/second"}"#.to_owned(),
+        ),
+    ] {
+        let setup = Setup::new();
+        let (_api, worker) = (setup.api(&[]), setup.worker());
+        promise(&setup, BASIC, &before);
+        keep(&setup, BASIC, 1);
+        let stock = wait_for_stock(&setup, 1);
+        promise(&setup, BASIC, &after);
+        eventually("it is replaced", PATIENCE * 2, || {
+            let hasten = "update tasks set run_at = now() where action = 'check' and status = 'pending'";
+            setup.database.connect().batch_execute(hasten).unwrap();
+            Some(ready(&setup)).filter(|it| it.len() == 1 && *it != stock)
+        });
+        worker.wait_for_log("stock cannot be handed out and is replaced");
+        age_checks(&setup);
+        let again = "select result from tasks t join resources i on i.id = t.resource
+            where t.action = 'check' and t.status = 'finished' and not i.deleted";
+        let said = eventually("its successor is looked at", PATIENCE, || setup.database.text(again));
+        assert_eq!(said, "can be handed out", "{after}");
+        keep(&setup, BASIC, 0);
+        wait_for_stock(&setup, 0);
+        assert_eq!(setup.left_in_aws(), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn stock_whose_user_may_do_anything_as_the_old_brokers_is_replaced() {
     let setup = Setup::new();
     let (_api, worker) = (setup.api(&[]), setup.worker());
@@ -180,7 +218,11 @@ fn who_asks_does_not_wait_behind_the_stock() {
         add_ready(&setup, &format!("s{number}"), "");
     }
     age_checks(&setup);
-    setup.database.connect().batch_execute("update resources set name = 'tnone-' || id").unwrap();
+    setup
+        .database
+        .connect()
+        .batch_execute("update resources set name = 'tnone-u' || left(md5(id), 16)")
+        .unwrap();
     relay.slow_down(Duration::from_secs(1));
     let _worker = setup.worker();
     let waiting = || {
