@@ -304,11 +304,23 @@ fn prepare_database(store: &Store, ready: &Event, stop: &Event) {
         match store.ensure_schema() {
             Ok(changed) => {
                 log::info!("database ready: tables_changed={changed}");
-                return ready.set();
+                ready.set();
+                return look_for_the_old_broker(store);
             }
             Err(err) => log::warn!("database not ready: cause={err}"),
         }
         stop.wait(SCHEMA_RETRY);
+    }
+}
+
+/// Warns when the old broker may be at work beside this one: its sessions have no name.
+fn look_for_the_old_broker(store: &Store) {
+    match store.nameless_sessions() {
+        Ok(0) => {}
+        Ok(sessions) => log::warn!(
+            "others use the database with the broker's role; is the old broker stopped? sessions={sessions}"
+        ),
+        Err(err) => log::warn!("sessions not looked at: cause={err}"),
     }
 }
 

@@ -46,6 +46,11 @@ const FORGET_KEYS: &str = "
 const TAKEN_BY_OTHERS: &str = "
     select count(*) from tasks
     where not deleted and status = 'started' and worker is null and started > now() - interval '1 hour'";
+/// Sessions of this role that do not say what they are, as the Go broker's do not.
+const NAMELESS_SESSIONS: &str = "
+    select count(*) from pg_stat_activity
+    where datname = current_database() and usename = current_user and application_name = ''
+      and backend_type = 'client backend' and pid <> pg_backend_pid()";
 
 impl Store {
     /// Takes a slice of old tasks out of sight; false when there is no more of them.
@@ -67,6 +72,11 @@ impl Store {
     pub(crate) fn forget_keys(&self) -> Result<bool, StoreError> {
         let forgotten = self.transaction(|tx| tx.execute(FORGET_KEYS, &[(&SLICE, Type::INT8)]))?;
         Ok(is_slice(forgotten))
+    }
+
+    /// How many others are in the database with this role's password and no name.
+    pub(crate) fn nameless_sessions(&self) -> Result<i64, StoreError> {
+        self.transaction(|tx| Ok(tx.query_one(NAMELESS_SESSIONS, &[])?.try_get(0)?))
     }
 
     /// How many tasks a worker that is none of ours has taken within the hour.

@@ -79,12 +79,27 @@ mod tests {
     }
 
     #[test]
-    fn deletes_never_give_up() {
-        for kind in [TaskKind::Delete, TaskKind::Sweep] {
+    fn what_must_not_stay_or_was_promised_is_never_given_up() {
+        use TaskKind::{ChangePlans, Delete, RemovePreviousKey, Sweep, Tag};
+        for (kind, delay_s, refused) in [
+            (Delete, 3_600, true),
+            (Sweep, 3_600, true),
+            (RemovePreviousKey, 3_600, true),
+            (Tag, 3_600, true),
+            (ChangePlans, 300, false),
+        ] {
             let delay = RetryPolicy::of(&kind).delay_after(u32::MAX - 1);
-            assert_eq!(delay, Some(Duration::from_secs(3_600)), "{kind:?}");
+            assert_eq!(delay, Some(Duration::from_secs(delay_s)), "{kind:?}");
+            assert_eq!(outlasts_refusal(&kind), refused, "{kind:?}");
         }
         assert_eq!(RetryPolicy::of(&TaskKind::Unknown("x".into())).delay_after(1), None);
+    }
+
+    #[test]
+    fn a_webhook_is_told_of_for_an_hour_at_most() {
+        let policy = RetryPolicy::of(&TaskKind::NotifyCreateService);
+        let pauses: Duration = (1..).map_while(|it| policy.delay_after(it)).sum();
+        assert_eq!((policy.attempts_max, pauses), (12, Duration::from_secs(3_630)));
     }
 
     #[test]

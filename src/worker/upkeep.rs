@@ -1,7 +1,7 @@
 //! What a worker does beside its tasks: it says who it is, completes rows of the old broker, and keeps the
 //! tables small and free of old secrets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::{POLL_INTERVAL, Shop, stock};
@@ -74,24 +74,21 @@ impl Shop {
     /// broker may be stopped later, or be at work once more.
     pub(super) fn place_old_instances(&self) {
         while !self.stop.is_set() && !self.ready.wait(POLL_INTERVAL) {}
-        let mut pauses = Pauses::new(PLACE_PAUSES);
-        let (mut missed, mut again) = (BTreeSet::new(), Instant::now());
+        let mut missed: BTreeMap<String, (Instant, Pauses)> = BTreeMap::new();
         while !self.stop.is_set() {
-            let is_due = Instant::now() >= again;
-            if is_due {
-                missed.clear();
-            }
             match self.store.transaction(|tx| tx.unplaced_instances()) {
                 Ok(mut unplaced) => {
-                    unplaced.retain(|(id, _)| !missed.contains(id));
-                    missed.extend(self.place_instances(unplaced));
+                    let ids: BTreeSet<&String> = unplaced.iter().map(|(id, _)| id).collect();
+                    missed.retain(|id, _| ids.contains(id));
+                    unplaced
+                        .retain(|(id, _)| missed.get(id).is_none_or(|(again, _)| *again <= Instant::now()));
+                    for id in self.place_instances(unplaced) {
+                        let (again, pauses) =
+                            missed.entry(id).or_insert_with(|| (Instant::now(), Pauses::new(PLACE_PAUSES)));
+                        *again = Instant::now() + pauses.take();
+                    }
                 }
                 Err(err) => log::warn!("old instances not looked at: cause={err}"),
-            }
-            if missed.is_empty() {
-                pauses = Pauses::new(PLACE_PAUSES);
-            } else if is_due {
-                again = Instant::now() + pauses.take();
             }
             self.stop.wait(PLACE_INTERVAL);
         }
