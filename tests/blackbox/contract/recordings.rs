@@ -14,6 +14,7 @@ const OWN: &str = "";
 const ARN: &str = "| `ARN` in a rotation's answer | the managed policy's | the user's |";
 const ASYNC: &str = "| `async` in answers | `false` in each | not sent |";
 const CODES: &str = "| error codes | not sent | sent |";
+const ENDPOINT: &str = "| `S3_ENDPOINT` | never sent | where the endpoint is a custom one |";
 const GONE: &str = "| deleting what is not there | 404, and 200 for a binding | 410 |";
 const LOCATION: &str = "| `S3_LOCATION` | what AWS answered:";
 const NO_SPACE: &str = "| `organization_guid` or `space_guid` missing | accepted | 400 |";
@@ -50,7 +51,7 @@ macro_rules! recorded {
 #[rustfmt::skip]
 macro_rules! credentials {
     ($($more:expr)?) => {
-        [("/credentials/S3_ACCESS_KEY", OWN), ("/credentials/S3_BUCKET", OWN), ("/credentials/S3_ENDPOINT: new", OWN),
+        [("/credentials/S3_ACCESS_KEY", OWN), ("/credentials/S3_BUCKET", OWN), ("/credentials/S3_ENDPOINT: new", ENDPOINT),
          ("/credentials/S3_LOCATION", LOCATION), ("/credentials/S3_SECRET_KEY", OWN), $($more)?]
     };
 }

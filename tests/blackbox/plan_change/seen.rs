@@ -10,11 +10,12 @@ fn encryption(algorithm: &str) -> String {
     )
 }
 
-/// What AWS shows of a rule for old versions.
-fn lifecycle(status: &str, days: u32) -> String {
+/// What AWS shows of a rule for old versions, and what moves.
+fn lifecycle(status: &str, days: u32, class: &str) -> String {
     format!(
         "<LifecycleConfiguration><Rule><ID>versioned</ID><Status>{status}</Status><NoncurrentVersionExpiration>\
-         <NoncurrentDays>{days}</NoncurrentDays></NoncurrentVersionExpiration></Rule></LifecycleConfiguration>"
+         <NoncurrentDays>{days}</NoncurrentDays></NoncurrentVersionExpiration><Transition><Days>30</Days>\
+         <StorageClass>{class}</StorageClass></Transition></Rule></LifecycleConfiguration>"
     )
 }
 
@@ -38,6 +39,7 @@ fn a_change_that_aws_does_not_show_is_not_one() {
         [BASIC, VERSIONED, "GetBucketLifecycleConfiguration", "AWS does not show the versioning yet"];
     let still_encrypts = [SHIELD, BASIC, "GetBucketEncryption", "AWS shows the encryption still"];
     let still_keeps = [VERSIONED, BASIC, "GetBucketVersioning", "AWS shows the versioning still"];
+    let still_moves = [VERSIONED, BASIC, "GetBucketLifecycleConfiguration", "AWS shows the versioning still"];
     let cases = [
         (encrypts, none(NO_ENCRYPTION)),
         (encrypts, shows(encryption("AES256"))),
@@ -45,8 +47,10 @@ fn a_change_that_aws_does_not_show_is_not_one() {
         (still_encrypts, shows(encryption("aws:kms"))),
         (keeps, shows(versioning("Suspended"))),
         (expires, none("NoSuchLifecycleConfiguration")),
-        (expires, shows(lifecycle("Disabled", 180))),
-        (expires, shows(lifecycle("Enabled", 90))),
+        (expires, shows(lifecycle("Disabled", 180, "STANDARD_IA"))),
+        (expires, shows(lifecycle("Enabled", 90, "STANDARD_IA"))),
+        (expires, shows(lifecycle("Enabled", 180, "GLACIER"))),
+        (still_moves, shows(lifecycle("Enabled", 180, "STANDARD_IA"))),
         (still_keeps, shows(versioning("Enabled"))),
     ];
     for_each(0..cases.len(), |number| {
@@ -69,4 +73,21 @@ fn a_change_that_aws_does_not_show_is_not_one() {
         api.wait_for_state("one", "succeeded");
         assert_eq!(row(&setup), format!("{to} available"), "{what}");
     });
+}
+
+#[test]
+fn what_aws_does_not_show_yet_is_put_back_too() {
+    let relay = relay();
+    let setup = Setup::new().through(&relay);
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let bucket = setup.database.text("select name from resources").unwrap();
+    relay.count_anew();
+    relay.plan(Point::Every("PutBucketLifecycleConfiguration".into()), When::Before, access_denied());
+    let never_on = Fault::Status(200, "<VersioningConfiguration/>".to_owned());
+    relay.plan(Point::Named("GetBucketVersioning".into(), 1), When::Before, never_on);
+    let answer = api.change("one", SHIELD_VERSIONED);
+    assert_eq!(answer.status, 422, "{}", answer.text);
+    assert!(!answer.text.contains("put back"), "{}", answer.text);
+    assert_eq!((row(&setup), promises(&bucket)), (format!("{BASIC} available"), (false, false, false)));
 }
