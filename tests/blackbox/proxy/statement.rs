@@ -37,6 +37,7 @@ pub(crate) fn steps_of_a_task(sql: &str) -> bool {
         "coalesce(username, password, next_secret)",
         "interval '30 days'",
         "started > now() - interval '1 hour'",
+        "from pg_stat_activity",
     ];
     let is_look = is_look || is_upkeep.iter().any(|it| sql.contains(it));
     let is_census = sql.contains("census");
