@@ -397,7 +397,7 @@ class Postgres:
             "listen_addresses": "127.0.0.1",
             "port": port,
             "unix_socket_directories": self.home,
-            "max_connections": 300,
+            "max_connections": 600,
             "fsync": "off",
             "synchronous_commit": self.synchronous_commit,
             "full_page_writes": "off",

@@ -129,7 +129,7 @@ fn a_worker_completes_the_instances_of_the_old_broker() {
     let place = format!("LocationConstraint={region}");
     admin(&["s3api", "create-bucket", "--bucket", bucket, "--create-bucket-configuration", &place]);
     // A status that nobody knows counts as available where there is a key.
-    let odd = format!("{}-odd", unique());
+    let odd = format!("{}-u0000000d", unique());
     admin(&["s3api", "create-bucket", "--bucket", &odd, "--create-bucket-configuration", &place]);
     let row = format!(
         "insert into resources (id, name, plan, status, username, password, claimed)

@@ -297,6 +297,14 @@ fn what_the_stock_has_too_goes_with_the_instance() {
 }
 
 #[test]
+fn who_is_in_the_database_without_a_name_may_be_the_old_broker() {
+    let setup = taken_over_with(&[]);
+    let _old = setup.database.connect();
+    let api = setup.api(&[]);
+    api.wait_for_log("is the old broker stopped? sessions=");
+}
+
+#[test]
 fn secrets_of_what_is_long_over_go() {
     let setup = Setup::on(Database::of_the_old_broker());
     let sql = format!(
