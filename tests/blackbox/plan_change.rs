@@ -219,13 +219,15 @@ fn what_aws_refuses_is_put_back() {
 
 #[test]
 fn what_aws_refuses_for_good_leaves_all_as_it_was() {
-    for (call, from, to) in [
+    let cases = [
         ("PutBucketVersioning", VERSIONED, BASIC),
         ("PutBucketLifecycleConfiguration", VERSIONED, BASIC),
         ("DeleteBucketEncryption", SHIELD, BASIC),
         ("PutBucketEncryption", BASIC, SHIELD),
         ("PutUserPolicy", BASIC, SHIELD_VERSIONED),
-    ] {
+    ];
+    for_each(0..cases.len(), |number| {
+        let (call, from, to) = cases[number];
         let relay = relay();
         let setup = Setup::new().through(&relay);
         let (api, worker) = (setup.api(&[]), setup.worker());
@@ -242,7 +244,7 @@ fn what_aws_refuses_for_good_leaves_all_as_it_was() {
         assert_eq!(api.change("one", to).status, 200, "{call}: once AWS agrees");
         api.remove("one", to);
         setup.check_nothing_left();
-    }
+    });
 }
 
 #[test]

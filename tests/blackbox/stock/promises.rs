@@ -63,7 +63,7 @@ fn stock_that_another_kms_key_encrypts_is_replaced() {
 #[test]
 fn stock_that_keeps_more_than_its_plan_promises_is_replaced() {
     let key = format!("arn:aws:kms:{}:000000000000:key/first", setting("TEST_AWS_REGION"));
-    for (before, after) in [
+    let cases = [
         (r#"{"versioned": true}"#.to_owned(), r#"{"versioned": false}"#.to_owned()),
         (format!(r#"{{"encrypted": true, "kmsKeyId": "{key}"}}"#), "{}".to_owned()),
         (
@@ -74,13 +74,15 @@ fn stock_that_keeps_more_than_its_plan_promises_is_replaced() {
             format!(r#"{{"encrypted": true, "kmsKeyId": "{key}"}}"#),
             r#"{"encrypted": true, "kmsKeyId": "alias/second"}"#.to_owned(),
         ),
-    ] {
+    ];
+    for_each(0..cases.len(), |number| {
+        let (before, after) = &cases[number];
         let setup = Setup::new();
         let (_api, worker) = (setup.api(&[]), setup.worker());
-        promise(&setup, BASIC, &before);
+        promise(&setup, BASIC, before);
         keep(&setup, BASIC, 1);
         let stock = wait_for_stock(&setup, 1);
-        promise(&setup, BASIC, &after);
+        promise(&setup, BASIC, after);
         eventually("it is replaced", PATIENCE * 2, || {
             let hasten = "update tasks set run_at = now() where action = 'check' and status = 'pending'";
             setup.database.connect().batch_execute(hasten).unwrap();
@@ -95,7 +97,7 @@ fn stock_that_keeps_more_than_its_plan_promises_is_replaced() {
         keep(&setup, BASIC, 0);
         wait_for_stock(&setup, 0);
         assert_eq!(setup.left_in_aws(), Vec::<String>::new());
-    }
+    });
 }
 
 #[test]
