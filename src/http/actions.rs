@@ -25,11 +25,11 @@ impl Desk {
         let (Outcome::Enqueued { operation } | Outcome::InProgress { operation }) = outcome else {
             return Ok(Reply::empty(200));
         };
-        if is_joined {
-            self.join(&operation);
-        }
         if !self.waits() {
             return Ok(Reply::accepted(&operation)); // no worker had a chance to begin it
+        }
+        if is_joined && self.join(&operation) == Wait::None {
+            return Err(BrokerError::Busy("the plan is being changed")); // what another asked for is not withdrawn
         }
         let (key, of) = (id.clone(), operation.clone());
         match self.store.transaction(move |tx| broker::conclude_update(tx, &key, &of))? {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::plan::{Promise, read_key};
+use super::plan::{Promise, read_key, shows_encryption};
 use super::{Ending, StepError, Verdict, Work, find_bucket};
 use crate::aws::{AwsError, Credentials, tag_value};
 use crate::store::{Instance, InstanceStatus, Whereabouts};
@@ -83,26 +83,43 @@ fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
     if caller.list_attached_user_policies(bucket)?.iter().any(|arn| arn.ends_with(&old_policy)) {
         return unsound("its user has the old broker's policy");
     }
-    // its plan may have promised something else
-    let keeps_versions = caller.get_bucket_versioning(bucket)?.as_deref() == Some("Enabled");
-    if promise.versioned != keeps_versions {
-        return unsound("the bucket keeps versions, or keeps none, as its plan does not");
+    let versions = known(caller.get_bucket_versioning(bucket), promise.versioned)?;
+    let versions = versions.as_deref() == Some("Enabled");
+    if promise.versioned && !versions {
+        return unsound("the bucket keeps no versions");
     }
-    let shown = caller.get_bucket_encryption(bucket)?.filter(|it| it.algorithm == "aws:kms");
-    if promise.encrypted != shown.is_some() {
-        return unsound("the bucket is encrypted, or is not, as its plan does not");
+    let shown = known(caller.get_bucket_encryption(bucket), promise.encrypted)?;
+    let shown = shown.filter(|it| it.algorithm == "aws:kms");
+    let wanted = promise.kms_key(work, instance).map_err(Doubt::Unknown)?;
+    if promise.encrypted && !shows_encryption(&caller, bucket, wanted.as_ref())? {
+        return unsound("the bucket is not encrypted, or with another key");
     }
-    let held = shown.and_then(|it| it.kms_key).filter(|it| !it.ends_with("alias/aws/s3"));
-    let held = held.map(|it| read_key(work, instance, &it)).transpose().map_err(Doubt::Unknown)?;
-    let is_promised = match (promise.kms_key(work, instance).map_err(Doubt::Unknown)?, held) {
-        (Some(wanted), Some(held)) => wanted.is(&held),
-        (None, None) => true,
-        (Some(_), None) | (None, Some(_)) => false,
-    };
-    if !is_promised {
-        return unsound("the bucket is encrypted with another key");
+    // Only an edit can have left more than is promised, or a key that is only perhaps another: what stores and accounts
+    // add by themselves would be there again in the next one.
+    let id = instance.id.clone();
+    let is_older = work.store.transaction(move |tx| tx.is_older_than_its_plan(&id));
+    if is_older.map_err(|err| Doubt::Unknown(err.into()))? {
+        let encrypts = shown.is_some();
+        let held = shown.and_then(|it| it.kms_key).filter(|it| !it.ends_with("alias/aws/s3"));
+        let held = held.map(|it| read_key(work, instance, &it)).transpose().map_err(Doubt::Unknown)?;
+        let wanted = wanted.filter(|it| !it.master_key_id().ends_with("alias/aws/s3"));
+        let is_same_key = match (&wanted, &held) {
+            (Some(wanted), Some(held)) => wanted.is(held),
+            (wanted, held) => wanted.is_none() && held.is_none(),
+        };
+        if versions != promise.versioned || encrypts != promise.encrypted || !is_same_key {
+            return unsound("the bucket is what its plan promised before");
+        }
     }
     Ok(place)
+}
+
+/// A setting that a store may not know, and need not where nothing is promised.
+fn known<T>(shown: Result<Option<T>, AwsError>, is_promised: bool) -> Result<Option<T>, AwsError> {
+    match shown {
+        Err(err) if !is_promised && err.is_unsupported() => Ok(None),
+        other => other,
+    }
 }
 
 /// Whether tags name another instance than that one. The old broker wrote none, and some stores keep none.

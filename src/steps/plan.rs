@@ -155,13 +155,13 @@ fn shape(work: &Work<'_>, plan: &str, put_back: Option<bool>) -> Result<(), Step
 /// that never began is put back so.
 fn see(
     written: Result<(), AwsError>,
-    is_shown: impl FnOnce() -> Result<bool, AwsError>,
+    is_shown: impl Fn() -> Result<bool, AwsError>,
     missing: &str,
 ) -> Result<(), StepError> {
     match written {
-        Err(err) if err.is_transient() => Err(err.into()),
-        _ if is_shown()? => Ok(()),
+        Ok(()) if is_shown()? => Ok(()),
         Ok(()) => Err(wait(SETTING_TRIAL_INTERVAL, missing)),
+        Err(err) if !err.is_transient() && is_shown().unwrap_or(false) => Ok(()),
         Err(err) => Err(err.into()),
     }
 }

@@ -175,6 +175,9 @@ const FIND_UNCHECKED: &str = concat!(
     has_open_task!(" and t.action <> 'tag'"),
     " order by i.created, i.id limit $1 for no key update of i skip locked"
 );
+/// Whether the plan of the row `$1` was edited since it was made.
+const IS_OLDER: &str = "
+    select p.updated > i.created as older from resources i join plans p on p.plan = i.plan where i.id = $1";
 /// The same task runs again, so that looking for ever fills no table. When it last went well is kept, unless the plan
 /// was changed since.
 const REPEAT_CHECK: &str = "
@@ -268,6 +271,12 @@ impl Transaction<'_> {
             [(&count, Type::INT8), (&CHECK_INTERVAL.as_secs_f64(), Type::FLOAT8)];
         let rows = self.query(FIND_UNCHECKED, &parameters)?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("task")?))).collect()
+    }
+
+    /// Whether the instance was made before its plan was edited last.
+    pub(crate) fn is_older_than_its_plan(&mut self, id: &str) -> Result<bool, StoreError> {
+        let row = self.query_opt(IS_OLDER, &[(&id, Type::TEXT)])?;
+        row.map_or(Ok(false), |row| Ok(row.try_get("older")?))
     }
 
     /// Lets a check that has ended run again.

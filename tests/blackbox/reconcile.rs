@@ -208,8 +208,10 @@ fn what_instances_lack_is_named() {
     let (keyless, keyless_key) = key("keyless");
     iam("DeleteAccessKey", &format!("&UserName={keyless}&AccessKeyId={keyless_key}"));
     iam("CreateAccessKey", &format!("&UserName={keyless}")); // another one is no substitute
-    // It goes on for as long as the bucket is missing, and must not hide that.
-    let tag = "insert into tasks (task, resource, action, run_at) values (gen_random_uuid(), 'bucketless', 'tag', now() + interval '1 hour')";
+    // They go on for as long as something is missing, and must not hide that.
+    let tag = "insert into tasks (task, resource, action, run_at) values
+        (gen_random_uuid(), 'bucketless', 'tag', now() + interval '1 hour'),
+        (gen_random_uuid(), 'keyless', 'remove-previous-key', now() + interval '1 hour')";
     setup.database.connect().batch_execute(tag).unwrap();
     let line = finds(
         &setup,

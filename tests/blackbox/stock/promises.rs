@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::relay::{Point, When};
+use crate::relay::{Fault, Point, When};
 
 /// Edits a plan's promise, as an operator does.
 fn promise(setup: &Setup, plan: &str, details: &str) {
@@ -98,6 +98,26 @@ fn stock_that_keeps_more_than_its_plan_promises_is_replaced() {
         wait_for_stock(&setup, 0);
         assert_eq!(setup.left_in_aws(), Vec::<String>::new());
     });
+}
+
+#[test]
+fn a_store_that_does_not_know_what_is_not_promised_has_stock_all_the_same() {
+    let relay = relay();
+    let setup = Setup::new().through(&relay);
+    let (_api, _worker) = (setup.api(&[]), setup.worker());
+    for call in ["GetBucketEncryption", "GetBucketVersioning"] {
+        let unknown = Fault::Status(501, "<Error><Code>NotImplemented</Code></Error>".to_owned());
+        relay.plan(Point::Every(call.to_owned()), When::Before, unknown);
+    }
+    keep(&setup, BASIC, 1);
+    let stock = wait_for_stock(&setup, 1);
+    age_checks(&setup);
+    let said = "select result from tasks where action = 'check' and status = 'finished'";
+    let said = eventually("it is looked at", PATIENCE, || setup.database.text(said));
+    assert_eq!((said.as_str(), ready(&setup)), ("can be handed out", stock));
+    keep(&setup, BASIC, 0);
+    wait_for_stock(&setup, 0);
+    assert_eq!(setup.left_in_aws(), Vec::<String>::new());
 }
 
 #[test]
