@@ -216,6 +216,9 @@ pub(crate) fn deprovision(
     }
     tx.set_status(&instance.id, InstanceStatus::Deprovisioning)?;
     if let Some(task) = running {
+        if instance.status != InstanceStatus::Deprovisioning {
+            tx.hasten(&instance.id, &TaskKind::Delete, Duration::ZERO)?; // it may go further now that somebody asks
+        }
         return Ok(Outcome::InProgress { operation: task.task });
     }
     tx.stop_tasks(&instance.id)?;

@@ -16,7 +16,6 @@ mod settle;
 mod stock;
 mod upkeep;
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -98,7 +97,7 @@ struct Shop {
     /// Who we are, in front of a thread's number.
     name: String,
     /// The tasks that run now.
-    leases: Mutex<HashMap<String, Arc<Lease>>>,
+    leases: Mutex<Vec<Arc<Lease>>>,
     /// Counts calls to look for a task.
     calls: Mutex<u64>,
     /// Signalled with each.
@@ -209,7 +208,7 @@ impl Shop {
         let margin = self.lease / 3;
         let lease = Lease::new(claim.clone(), self.store.clone(), Arc::clone(&self.stop), margin, ends);
         let lease = Arc::new(lease);
-        self.leases().insert(claim.task.clone(), Arc::clone(&lease));
+        self.leases().push(Arc::clone(&lease));
         let work = Work {
             store: &self.store,
             aws: &self.aws,
@@ -218,13 +217,17 @@ impl Shop {
             permit: lease.as_ref(),
         };
         let result = catch_unwind(AssertUnwindSafe(|| match claim.kind.is_notice() {
+            // no run before this one lived to say how it went
+            _ if claim.attempt > RetryPolicy::of(&claim.kind).attempts_max => {
+                Err(StepError::Stuck("its worker died each time".to_owned()))
+            }
             true => self.notify(&claim.metadata, lease.as_ref()),
             false => steps::run(&work),
         }));
         let result =
             result.unwrap_or_else(|_| Err(StepError::Stuck("the broker failed while it worked".to_owned())));
         self.settle(&lease, result, began);
-        self.leases().remove(&claim.task);
+        self.leases().retain(|it| !Arc::ptr_eq(it, &lease)); // another thread may have the task by now
     }
 
     /// Writes down how a run went. While the database is away it is tried again for a while; after
@@ -283,7 +286,7 @@ impl Shop {
             if self.stop.wait(interval) {
                 return; // what still runs ends at its next call
             }
-            let held: Vec<Arc<Lease>> = self.leases().values().cloned().collect();
+            let held: Vec<Arc<Lease>> = self.leases().clone();
             renew(&self.store, &held, self.lease);
         }
     }
@@ -317,7 +320,7 @@ impl Shop {
     }
 
     /// The tasks that run now. A panic elsewhere cannot leave them half changed.
-    fn leases(&self) -> MutexGuard<'_, HashMap<String, Arc<Lease>>> {
+    fn leases(&self) -> MutexGuard<'_, Vec<Arc<Lease>>> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

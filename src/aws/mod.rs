@@ -11,7 +11,7 @@
 //!
 //! Sources: ureq 3, `Config`; what each setting is for stands beside it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -45,6 +45,7 @@ pub(crate) use iam::AccessKey;
 pub(crate) use policy::{KmsKey, tag_value, tenant_policy, tls_only_bucket_policy};
 pub(crate) use s3::BucketCreation;
 pub(crate) use s3_objects::{AbortedUpload, ObjectError};
+use sts::CallerIdentity;
 
 use credentials::Keyring;
 use cure::{Clock, Regions};
@@ -90,6 +91,8 @@ pub(crate) struct Aws {
     call_deadline: Duration,
     /// The broker's own key.
     keyring: Keyring,
+    /// Whose key was asked for last: its id, and the answer.
+    identity: Mutex<Option<(String, CallerIdentity)>>,
     /// What is known of AWS' clock.
     clock: Clock,
     /// What is known of buckets in other regions.
@@ -114,8 +117,8 @@ impl Aws {
         let agent = build_agent(&settings);
         let Settings { region, call_deadline, key_sources, .. } = settings;
         let keyring = Keyring::new(key_sources)?;
-        let (clock, regions) = (Clock::default(), Regions::default());
-        Ok(Aws { agent, region, endpoints, call_deadline, keyring, clock, regions, observer: None })
+        let (identity, clock, regions) = (Mutex::default(), Clock::default(), Regions::default());
+        Ok(Aws { agent, region, endpoints, call_deadline, keyring, identity, clock, regions, observer: None })
     }
 
     /// The same, with somebody who is told of every call.

@@ -4,6 +4,7 @@
 //!
 //! Sources: STS API Reference, GetCallerIdentity, AssumeRoleWithWebIdentity.
 
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::query::{self, Form, Service};
@@ -27,8 +28,21 @@ impl Caller<'_> {
         Service { name: "sts", version: "2011-06-15", endpoint: &self.aws.endpoints.sts }
     }
 
+    /// Whose key signs, asked once for each key.
+    pub(crate) fn identity(&self) -> Result<CallerIdentity, AwsError> {
+        let deadline = Instant::now() + self.aws.call_deadline;
+        let key = self.aws.keyring.current("GetCallerIdentity", self, deadline)?.access_key_id;
+        let known = || self.aws.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, identity)) = known().as_ref().filter(|it| it.0 == key) {
+            return Ok(identity.clone());
+        }
+        let identity = self.get_caller_identity()?;
+        *known() = Some((key, identity.clone()));
+        Ok(identity)
+    }
+
     /// Asks whose key this is. Needs no permission, so only a bad key makes it fail.
-    pub(crate) fn get_caller_identity(&self) -> Result<CallerIdentity, AwsError> {
+    pub(super) fn get_caller_identity(&self) -> Result<CallerIdentity, AwsError> {
         let operation = "GetCallerIdentity";
         let result = self.ask(&self.sts(), &Form::new(operation, &[]))?;
         let text = |name| {

@@ -50,6 +50,7 @@ impl Judged<'_> {
 
 /// The catalog, and in words for the log which rows are not in it as they should be.
 pub(crate) fn catalog(tx: &mut Transaction<'_>) -> Result<(osb::Catalog, Vec<String>), StoreError> {
+    tx.read_one_moment()?; // a plan must not fall between its old offering and its new one
     let (offerings, plans) = (tx.offerings()?, tx.plans()?);
     let shelves = judge(&offerings, &plans);
     let kept = shelves.iter().flat_map(|it| &it.plans).filter(|it| it.is_only_kept());
@@ -120,17 +121,22 @@ fn plan_fault(plan: &PlanRow) -> Option<&'static str> {
     text_fault(&plan.name, &plan.description)
         .or_else(|| attributes(plan).is_none().then_some("its attributes are not an object"))
         .or_else(|| {
-            let is_readable = serde_json::from_str::<Details>(&plan.details).is_ok();
-            (!is_readable).then_some("its provider_private_details cannot be read")
+            let Ok(details) = serde_json::from_str::<Details>(&plan.details) else {
+                return Some("its provider_private_details cannot be read");
+            };
+            let key = details.kms_key_id.unwrap_or_default();
+            let is_known = ["${AWS_KMS_KEY_ID}", "$AWS_KMS_KEY_ID"].contains(&key.as_str());
+            (details.encrypted && key.contains('$') && !is_known)
+                .then_some("its kmsKeyId holds another variable than ${AWS_KMS_KEY_ID}")
         })
 }
 
 /// The part of `provider_private_details` that tasks read, as they read it.
 #[derive(Deserialize)]
-#[allow(dead_code, reason = "only whether it can be read counts here")]
 struct Details {
     /// See README, "Plans".
     #[serde(default)]
+    #[allow(dead_code, reason = "only whether it can be read counts")]
     versioned: bool,
     /// The same.
     #[serde(default)]

@@ -1,5 +1,7 @@
 //! Changes of plan: what a PATCH decides, and what it answers when it has waited.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::catalog::refuse_unsold;
@@ -21,12 +23,14 @@ pub(crate) enum Update {
     Refused(String),
 }
 
-/// Decides a change of plan and enqueues its task.
+/// Decides a change of plan and enqueues its task, which no worker begins any more once the request has waited for so
+/// long: it can be answered without the database, and the answer is no.
 pub(crate) fn update(
     tx: &mut Transaction<'_>,
     id: &Id,
     request: &UpdateRequest,
     accepts_incomplete: bool,
+    wait: Option<Duration>,
     fresh: &Fresh,
 ) -> Result<Outcome, BrokerError> {
     let same_plan = request.plan_id.is_none();
@@ -67,8 +71,9 @@ pub(crate) fn update(
     };
     refuse_unsold(tx, &plan, BrokerError::ChangeRefused)?;
     tx.set_status(&instance.id, InstanceStatus::Modifying)?;
-    let metadata = json!({ "plan": plan.id }).to_string(); // as the old broker wrote it
-    tx.enqueue(&NewTask { metadata, ..task(id, &fresh.task, TaskKind::ChangePlans) })?;
+    // The plan as the old broker wrote it.
+    let metadata = json!({ "plan": plan.id, "wait_s": wait.map(|it| it.as_secs()) });
+    tx.enqueue(&NewTask { metadata: metadata.to_string(), ..task(id, &fresh.task, TaskKind::ChangePlans) })?;
     Ok(Outcome::Enqueued { operation: fresh.task.clone() })
 }
 

@@ -99,7 +99,7 @@ impl Doctor<'_> {
         let (name, caller) = (permit.name, self.aws.caller(permit));
         let account = match &self.settings.account_id {
             Some(account) => account.clone(),
-            None => patiently(READ_PAUSES_S, || Ok(caller.get_caller_identity()?))?.account,
+            None => patiently(READ_PAUSES_S, || Ok(caller.identity()?))?.account,
         };
         let report = |progress: String| {
             log::info!("{progress}: bucket={name}");

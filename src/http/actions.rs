@@ -17,15 +17,15 @@ impl Desk {
     /// `PATCH /v2/service_instances/{instance_id}` (OSB 2.17, "Updating a Service Instance").
     pub(super) fn patch_service_instance(&self, id: &Id, call: &Call) -> Result<Reply, BrokerError> {
         let request = self.body(call)?;
-        let (key, accepts_incomplete) = (id.clone(), call.accepts_incomplete());
+        let (key, accepts_incomplete, wait) = (id.clone(), call.accepts_incomplete(), self.waits());
         let (outcome, _) = self.await_task(move |store, fresh| {
-            store.transaction(move |tx| broker::update(tx, &key, &request, accepts_incomplete, &fresh))
+            store.transaction(move |tx| broker::update(tx, &key, &request, accepts_incomplete, wait, &fresh))
         })?;
         let is_joined = matches!(outcome, Outcome::InProgress { .. });
         let (Outcome::Enqueued { operation } | Outcome::InProgress { operation }) = outcome else {
             return Ok(Reply::empty(200));
         };
-        if !self.waits() {
+        if wait.is_none() {
             return Ok(Reply::accepted(&operation)); // no worker had a chance to begin it
         }
         if is_joined && self.join(&operation) == Wait::None {

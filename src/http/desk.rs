@@ -304,17 +304,17 @@ impl Desk {
         self.wait(self.waiters.enter(task))
     }
 
-    /// Whether requests wait for their tasks at all.
-    pub(super) fn waits(&self) -> bool {
-        !self.config.wait.is_zero()
+    /// How long requests wait for their tasks, if they do at all.
+    pub(super) fn waits(&self) -> Option<Duration> {
+        Some(self.config.wait).filter(|it| !it.is_zero())
     }
 
     /// Waits, if there is a place to.
     fn wait(&self, ticket: Option<Ticket<'_>>) -> Wait {
-        let Some(ticket) = ticket.filter(|_| self.waits()) else {
+        let (Some(ticket), Some(wait)) = (ticket, self.waits()) else {
             return Wait::None;
         };
-        ticket.wait(self.config.wait).map_or(Wait::Over, Wait::Ended)
+        ticket.wait(wait).map_or(Wait::Over, Wait::Ended)
     }
 
     /// Keeps the catalog up to date until the process is to end.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::check::{ANOTHERS, is_anothers};
 use super::{Ending, Form, Notes, StepError, Work};
 use crate::aws::{AbortedUpload, AwsError, Caller, ObjectError};
-use crate::store::Instance;
+use crate::store::{Instance, InstanceStatus};
 
 /// How long one run may empty a bucket before others get their turn.
 const SLICE: Duration = Duration::from_secs(30);
@@ -22,13 +22,23 @@ const UPLOAD_PAGES_MAX: usize = 100;
 
 /// Removes the instance's bucket, user and whatever belongs to them.
 pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
-    let instance = work.instance()?;
+    let mut instance = work.instance()?;
+    let notes = Notes::parse(&work.claim.metadata);
+    if instance.name.is_empty() {
+        // The old broker could lose a name; its delete is then all that knows it.
+        instance.name = notes.name.unwrap_or_default();
+        if instance.name.is_empty() {
+            return Ok(Ending::Removed { name: instance.name });
+        }
+        work.refuse_foreign(&instance.name)?;
+    }
     if work.is_shared(&instance.name)? {
         return Ok(Ending::Removed { name: instance.name });
     }
+    work.refuse_other_account(&instance)?;
     let report = |progress| work.report(progress);
     let removal = Removal { account: work.account(&instance), ..Removal::of(work, &report) };
-    if !instance.claimed {
+    if !instance.claimed || (notes.unasked && instance.status != InstanceStatus::Deprovisioning) {
         removal.refuse_used(&instance)?;
     }
     removal.remove_user(&instance.name)?;
@@ -45,6 +55,7 @@ pub(super) fn sweep(work: &Work<'_>) -> Result<Ending, StepError> {
         return Ok(Ending::Swept);
     }
     let instance = work.instance()?;
+    work.refuse_other_account(&instance)?;
     let report = |progress| work.report(progress);
     let removal = Removal { account: work.account(&instance), ..Removal::of(work, &report) };
     if !instance.claimed && instance.name == name {
@@ -76,8 +87,9 @@ impl<'a> Removal<'a> {
         Removal { caller: work.caller(), partition: work.aws.partition(), account: None, report }
     }
 
-    /// Nobody was ever told of an instance of the stock, so its bucket is empty, and its user carries its id. If not,
-    /// somebody has it of whom the database does not know (any more): then nothing of it is removed.
+    /// Nobody was ever told of an instance of the stock, or of one that failed, so its bucket is empty, and its user
+    /// carries its id. If not, somebody has it of whom the database does not know (any more), as after a restore: then
+    /// nothing of it is removed.
     fn refuse_used(&self, instance: &Instance) -> Result<(), StepError> {
         let stays = |why: &str| Err(StepError::Stuck(format!("what nobody was given stays: {why}")));
         let name = instance.name.as_str();
@@ -124,7 +136,7 @@ impl<'a> Removal<'a> {
         }
         let account = match self.account {
             Some(account) => account.to_owned(),
-            None => self.caller.get_caller_identity()?.account,
+            None => self.caller.identity()?.account,
         };
         Ok(Some(format!("arn:{}:iam::{account}:policy/{name}policy", self.partition)))
     }

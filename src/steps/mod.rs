@@ -238,15 +238,21 @@ struct Notes {
     /// Rotation: a new key never came to work and was replaced.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     replaced: bool,
-    /// Sweep: the name to look for; removal of a key: its user.
+    /// Sweep: the name to look for; removal of a key: its user; delete by the old broker: bucket and user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     /// Removal of a key: its id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key: Option<String>,
+    /// Delete: nobody asked for it, a provision was given up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unasked: bool,
     /// Change of plan: the new one, as the old broker wrote it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     plan: Option<String>,
+    /// Change of plan: for how many seconds somebody waits for it to begin; for ever without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    wait_s: Option<u64>,
     /// Change of plan: why AWS refused it; from then on the bucket is put back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
@@ -282,15 +288,22 @@ pub(crate) fn key_removal(
     })
 }
 
+/// What the delete notes that cleans up after a provision that was given up.
+pub(crate) fn unasked() -> String {
+    Notes { unasked: true, ..Notes::default() }.to_json()
+}
+
 /// The name that an open task will look for, whatever its instance is called by now.
 pub(crate) fn name_in(metadata: &str) -> Option<String> {
     Notes::parse(metadata).name
 }
 
 impl Notes {
-    /// From a task's metadata; what cannot be read counts as nothing, which is always safe.
+    /// From a task's metadata; what cannot be read counts as nothing, which is always safe. The old broker's deletes hold
+    /// a name and nothing else.
     fn parse(metadata: &str) -> Notes {
-        serde_json::from_str(metadata).unwrap_or_default()
+        let name = Form::read(metadata).map(|_| metadata.to_owned());
+        serde_json::from_str(metadata).unwrap_or(Notes { name, ..Notes::default() })
     }
 
     /// As a task's metadata.
@@ -330,6 +343,19 @@ impl Work<'_> {
             (Some(_), _) => Ok(()),
             (None, TaskKind::Delete) => Err(StepError::Stuck(reason())),
             (None, _) => Err(StepError::Unfixable(reason())),
+        }
+    }
+
+    /// That AWS shows nothing proves that nothing is left only in the account in which it was made.
+    fn refuse_other_account(&self, instance: &Instance) -> Result<(), StepError> {
+        let Some(account) = instance.user_arn.as_deref().and_then(account_of) else {
+            return Ok(());
+        };
+        match self.caller().identity() {
+            Ok(ours) if ours.account == account => Ok(()),
+            Ok(_) => Err(StepError::Stuck("the broker's AWS key is of another account".to_owned())),
+            Err(err) if err.is_unsupported() => Ok(()),
+            Err(err) => Err(err.into()),
         }
     }
 

@@ -51,7 +51,7 @@ impl Promise {
     /// The key that the plan names, `None` for the account's own.
     pub(super) fn kms_key(&self, work: &Work<'_>, instance: &Instance) -> Result<Option<KmsKey>, StepError> {
         let named = match self.kms_key_id.as_deref() {
-            Some("${AWS_KMS_KEY_ID}") | None => work.settings.kms_key_id.as_deref(),
+            Some("${AWS_KMS_KEY_ID}" | "$AWS_KMS_KEY_ID") | None => work.settings.kms_key_id.as_deref(),
             Some("") => None,
             Some(other) => Some(other),
         };
@@ -73,6 +73,10 @@ pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
     let instance = work.live_instance()?;
     if !matches!(instance.status, InstanceStatus::Available | InstanceStatus::Modifying) {
         return Err(StepError::Unfixable("the instance cannot be used".to_owned()));
+    }
+    if notes.wait_s.is_some_and(|it| work.claim.waited >= Duration::from_secs(it)) {
+        // The platform was told that nobody came, or, if its database was away, of an error. Either way it keeps the plan.
+        return Ok(Ending::PlanKept { reason: "no worker came in time".to_owned() });
     }
     if notes.refused.is_none() {
         match shape(work, &target, None) {

@@ -84,9 +84,10 @@ pub(super) fn remove_previous_key(work: &Work<'_>) -> Result<Ending, StepError> 
     work.refuse_foreign(&user)?;
     let instance = work.instance()?;
     let is_used = instance.access_key_id.as_ref() == Some(&key);
-    if is_used || instance.next_key.is_some_and(|it| it.id == key) {
+    if is_used || instance.next_key.as_ref().is_some_and(|it| it.id == key) {
         return Err(StepError::Unfixable("the key is the present one".to_owned()));
     }
+    work.refuse_other_account(&instance)?;
     work.caller().delete_access_key(&user, &key)?;
     Ok(Ending::KeyRemoved { key })
 }

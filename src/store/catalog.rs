@@ -83,8 +83,8 @@ macro_rules! select_plan {
                 p.provider_private_details::text as details, p.installable_inside_private_network,
                 p.installable_outside_private_network, p.beta or s.beta as beta,
                 p.deprecated or s.deprecated as deprecated, p.deleted or s.deleted as deleted,
-                to_char(p.created at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as created,
-                to_char(p.updated at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as updated
+                coalesce(to_char(p.created at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '') as created,
+                coalesce(to_char(p.updated at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), '') as updated
             from plans p join services s on s.service = p.service where ",
             $tail
         )
@@ -101,6 +101,11 @@ const PLANS_IN_USE: &str = "
 const FIND_PLAN: &str = select_plan!("p.plan::text = $1");
 
 impl Transaction<'_> {
+    /// Lets all that is read be of one moment. Only before anything is read.
+    pub(crate) fn read_one_moment(&mut self) -> Result<(), StoreError> {
+        self.batch("set transaction isolation level repeatable read")
+    }
+
     /// All offerings, the oldest first.
     pub(crate) fn offerings(&mut self) -> Result<Vec<OfferingRow>, StoreError> {
         let rows = self.query(OFFERINGS, &[])?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Store, StoreError, Transaction};
 
 /// The version that `schema.sql` brings a database to.
-const VERSION: i32 = 3;
+const VERSION: i32 = 4;
 /// The text of `schema.sql`.
 const SCHEMA: &str = include_str!("../../schema.sql");
 /// Chosen once, at random, so that nothing else in the database uses it.

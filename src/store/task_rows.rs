@@ -108,10 +108,20 @@ impl Transaction<'_> {
 
     /// Enqueues a task unless one of its kind waits already: that one will see what there is to see.
     pub(crate) fn enqueue_unless_waiting(&mut self, new: &NewTask) -> Result<(), StoreError> {
-        let action = new.kind.as_str();
+        if self.hasten(&new.instance, &new.kind, new.delay)? { Ok(()) } else { self.enqueue(new) }
+    }
+
+    /// Lets the waiting task of a kind be due within `delay`; false when none waits.
+    pub(crate) fn hasten(
+        &mut self,
+        instance: &str,
+        kind: &TaskKind,
+        delay: Duration,
+    ) -> Result<bool, StoreError> {
+        let action = kind.as_str();
         let parameters: [super::Parameter<'_>; 3] =
-            [(&new.instance, Type::TEXT), (&action, Type::TEXT), (&new.delay.as_secs_f64(), Type::FLOAT8)];
-        if self.execute(HASTEN, &parameters)? > 0 { Ok(()) } else { self.enqueue(new) }
+            [(&instance, Type::TEXT), (&action, Type::TEXT), (&delay.as_secs_f64(), Type::FLOAT8)];
+        Ok(self.execute(HASTEN, &parameters)? > 0)
     }
 
     /// The newest task of a kind.

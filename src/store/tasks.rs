@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use postgres::Row;
 use postgres::types::Type;
 
+use super::instances::seconds;
 use super::kinds::{NOTICES, TaskKind};
 use super::listen::{DUE, ENDED};
 use super::webhooks::Ended;
@@ -90,6 +91,8 @@ pub(crate) struct Claim {
     pub(crate) metadata: String,
     /// How often it was claimed, this time included.
     pub(crate) attempt: u32,
+    /// How long it waited until a worker had it first.
+    pub(crate) waited: Duration,
     /// Whose claim this is.
     worker: String,
     /// When it was claimed, by the database's clock.
@@ -113,7 +116,8 @@ pub(crate) enum LeaseState {
 /// too: that one is claimed again first. Both rows are locked, so two claims never meet.
 const CLAIM: &str = "
     update tasks set status = 'started', started = clock_timestamp(), worker = $1,
-        lease_until = clock_timestamp() + make_interval(secs => $2), retries = retries + 1
+        lease_until = clock_timestamp() + make_interval(secs => $2), retries = retries + 1,
+        begun = coalesce(begun, clock_timestamp())
     where task = (
         select t.task from tasks t join resources i on i.id = t.resource
         where not t.deleted and t.status in ('pending', 'started') and t.run_at <= now()
@@ -127,7 +131,8 @@ const CLAIM: &str = "
         order by t.run_at, t.created, t.task
         limit 1
         for no key update of t, i skip locked)
-    returning task::text, resource, action, metadata, retries, started";
+    returning task::text, resource, action, metadata, retries, started,
+        extract(epoch from begun - created)::float8 as waited_s";
 
 /// The part of [`CLAIM`] that keeps to one lane.
 const NO_NOTICES: &str = "t.action <> all($3)";
@@ -366,6 +371,7 @@ impl Claim {
             kind: TaskKind::parse(row.try_get("action")?),
             metadata: row.try_get("metadata")?,
             attempt: u32::try_from(row.try_get::<_, i32>("retries")?).unwrap_or(u32::MAX),
+            waited: seconds(row.try_get("waited_s")?),
             worker,
             claimed_at: row.try_get("started")?,
         })

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::stock;
 use super::upkeep::enqueue_tags;
 use crate::random;
-use crate::steps::{Ending, key_removal, sweep};
+use crate::steps::{Ending, key_removal, sweep, unasked};
 use crate::store::{Claim, InstanceStatus, LeaseState, NewTask, StoreError, TaskKind, Transaction};
 
 /// When the name of a removed instance is looked at once more.
@@ -99,7 +99,7 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             let is_seen = of_stock.is_none() && !is_gone && status == Some(InstanceStatus::Failed);
             tx.wipe_instance(&claim.instance, !is_seen)?;
             tx.finish_task(claim, "deleted")?;
-            tx.enqueue(&sweep(&claim.instance, name, SWEEP_DELAY)?)
+            if name.is_empty() { Ok(()) } else { tx.enqueue(&sweep(&claim.instance, name, SWEEP_DELAY)?) }
         }
         Ending::Swept => tx.finish_task(claim, "nothing was left"),
         Ending::KeyRemoved { key } => {
@@ -169,7 +169,7 @@ fn give_up(tx: &mut Transaction<'_>, claim: &Claim, public: &str) -> Result<(), 
         task: random::uuid().map_err(|_| StoreError::Unreadable("random bytes"))?,
         instance: claim.instance.clone(),
         kind: TaskKind::Delete,
-        metadata: "{}".to_owned(),
+        metadata: unasked(),
         delay: Duration::ZERO,
     })
 }

@@ -54,7 +54,7 @@ impl Shop {
     /// Asks once who we are; whether AWS has said it.
     fn is_introduced(&self) -> bool {
         let caller = self.aws.caller(self.stop.as_ref());
-        match (caller.get_caller_identity(), &self.settings.account_id) {
+        match (caller.identity(), &self.settings.account_id) {
             (Err(err), _) => {
                 log::warn!("not known to AWS, tasks will wait: cause={err}");
                 return false;

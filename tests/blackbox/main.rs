@@ -23,6 +23,7 @@ mod hardship;
 mod lifecycle;
 mod matrix;
 mod metrics;
+mod mishaps;
 mod old_tasks;
 mod own_postgres;
 mod plan_change;

@@ -153,7 +153,7 @@ fn whatever_the_old_broker_left_in_its_tables_is_served() {
          update resources set plan = '{other}' where id = '{own}';
          update plans set deleted = true where plan = '{SHIELD}';
          insert into tasks (task, resource, action, status, retries, started, finished) values
-             (gen_random_uuid(), '{own}', 'resync-from-provider', 'started', 3, now() - interval '3 days', null),
+             (gen_random_uuid(), '{own}', 'resync-from-provider', 'started', 59, now() - interval '3 days', null),
              (gen_random_uuid(), '{own}', 'perform-post-provision', 'failed', 60, now(), now()),
              (gen_random_uuid(), '{own}', 'resync-until-available', 'finished', 1, now(), now()),
              (gen_random_uuid(), '{own}', 'restore-database', 'pending', 0, null, null);",
@@ -384,4 +384,23 @@ fn buckets_become_what_their_plans_promise_when_asked() {
     });
     assert!(ask_s3(&format!("/{encrypted}?encryption")).contains("aws:kms"));
     assert!(ask_s3(&format!("/{versioned}?versioning")).contains("Enabled"));
+}
+
+#[test]
+fn a_delete_that_alone_knows_a_name_removes_what_bears_it() {
+    let setup = taken_over_with(&[]);
+    insert_old(&setup, "lost", BASIC);
+    make_in_aws(&setup, "lost", BASIC, OLD.len());
+    // the old broker makes two in advance, and fails to write down the one, and to remove it
+    insert_old(&setup, "never made", BASIC);
+    let sql = "
+        insert into tasks (task, resource, action, metadata)
+            select gen_random_uuid(), id, 'delete', name from resources;
+        update resources set name = '', username = null, password = null, claimed = false, status = 'provisioning'";
+    setup.database.connect().batch_execute(sql).unwrap();
+    assert_ne!(setup.left_in_aws(), Vec::<String>::new());
+    let _worker = setup.worker();
+    let gone = "select 'yes' where not exists (select from resources where not deleted)";
+    eventually("all are gone", PATIENCE, || setup.database.text(gone));
+    assert_eq!((setup.left_in_aws(), policies(&setup)), (Vec::new(), Vec::new()));
 }

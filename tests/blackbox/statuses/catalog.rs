@@ -247,9 +247,9 @@ fn broken_rows_are_told_once_and_not_sold() {
         update plans set provider_private_details = '{\"versioned\": \"yes\"}' where name = 'shield';
         update plans set description = ' ' where name = 'shield-versioned'";
     let sound = "insert into plans (plan, service, name, human_name, description, version, type, scheme, attributes,
-             provider, provider_private_details)
+             provider, provider_private_details, created)
          select '9d1b0a3e-0000-4000-8000-000000000003', service, 'sound', '', 'It works.', 'v1', 's3', 's3', '{}',
-             'aws-s3', '{}' from services";
+             'aws-s3', '{}', '-infinity' from services";
     write(&setup, &format!("{breakage}; {sound}"));
     let catalog = soon(&api, "broken ones vanish", |it| plan_of(it, VERSIONED).is_null());
     let own = plan_of(&catalog, "9d1b0a3e-0000-4000-8000-000000000003");
@@ -275,9 +275,16 @@ fn broken_rows_are_told_once_and_not_sold() {
         "update plans set attributes = '{}', description = 'Mended.', provider_private_details = '{}'",
     );
     soon(&api, "all are mended", |it| plan_of(it, SHIELD)["metadata"]["state"] == "ga");
-    write(&setup, "update plans set attributes = '1' where name = 'versioned'");
-    soon(&api, "broken again", |it| plan_of(it, VERSIONED).is_null());
-    assert_eq!([VERSIONED, SHIELD].map(told), [2, 1], "{}", api.log());
+    let variable = "'{\"encrypted\": true, \"kmsKeyId\": \"$OTHER\"}'";
+    write(
+        &setup,
+        &format!(
+            "update plans set attributes = '1' where name = 'versioned';
+             update plans set provider_private_details = {variable} where name = 'shield'"
+        ),
+    );
+    soon(&api, "broken again", |it| plan_of(it, VERSIONED).is_null() && plan_of(it, SHIELD).is_null());
+    assert_eq!([VERSIONED, SHIELD, SHIELD_VERSIONED].map(told), [2, 2, 1], "{}", api.log());
 }
 
 #[test]
