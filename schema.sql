@@ -143,21 +143,12 @@ alter table resources add column if not exists previous_key_until timestamptz;
 -- The KMS key of objects from before the last change of plan; the tenant goes on reading them.
 alter table resources add column if not exists former_kms_key text;
 
--- What the Go broker counted were looks once a minute; here they are attempts, of which there are few.
-do $retries$
-begin
-    if not exists (select 1 from pg_attribute
-        where attrelid = to_regclass('tasks') and attname = 'run_at' and not attisdropped) then
-        update tasks set retries = 0 where status in ('pending', 'started') and retries > 0;
-    end if;
-end
-$retries$;
 -- When a task is due, who works on it until when, and whether it shall stop.
 alter table tasks add column if not exists run_at timestamptz not null default now();
 alter table tasks add column if not exists lease_until timestamptz;
 alter table tasks add column if not exists worker text;
 alter table tasks add column if not exists cancel boolean not null default false;
--- When a worker had it first.
+-- When a worker had it first. Attempts are counted from then on: the Go broker counted looks, once a minute.
 alter table tasks add column if not exists begun timestamptz;
 
 create index if not exists tasks_due on tasks (run_at, created, task)

@@ -57,11 +57,13 @@ pub(crate) fn update(
     }
     if let Some(open) = super::open_task(tx, &instance, &TaskKind::ChangePlans)? {
         let repeated = plan.is_some_and(|it| target(&open).as_deref() == Some(it.id.as_str()));
-        return if repeated {
-            Ok(Outcome::InProgress { operation: open.task })
-        } else {
-            Err(BrokerError::Busy("the plan is being changed"))
-        };
+        if !repeated || is_late(&open) {
+            return Err(BrokerError::Busy("the plan is being changed"));
+        }
+        if wait.is_none() && !open.begun {
+            tx.remember(&open.task, &change(wanted, None))?; // told to go on, so it comes, however late
+        }
+        return Ok(Outcome::InProgress { operation: open.task });
     }
     if same_plan {
         known_plan(tx, offering, &instance.provisioned.plan)?;
@@ -71,9 +73,8 @@ pub(crate) fn update(
     };
     refuse_unsold(tx, &plan, BrokerError::ChangeRefused)?;
     tx.set_status(&instance.id, InstanceStatus::Modifying)?;
-    // The plan as the old broker wrote it.
-    let metadata = json!({ "plan": plan.id, "wait_s": wait.map(|it| it.as_secs()) });
-    tx.enqueue(&NewTask { metadata: metadata.to_string(), ..task(id, &fresh.task, TaskKind::ChangePlans) })?;
+    let metadata = change(&plan.id, wait);
+    tx.enqueue(&NewTask { metadata, ..task(id, &fresh.task, TaskKind::ChangePlans) })?;
     Ok(Outcome::Enqueued { operation: fresh.task.clone() })
 }
 
@@ -96,6 +97,7 @@ pub(crate) fn conclude_update(
     }
     Ok(match task.state {
         TaskState::Finished => Update::Applied,
+        _ if is_late(&task) => Update::Withdrawn,
         TaskState::Failed if !task.begun => Update::Withdrawn,
         TaskState::Failed => Update::Refused(task.result),
         TaskState::Pending if tx.withdraw_task(&instance.id, operation)? => {
@@ -108,8 +110,20 @@ pub(crate) fn conclude_update(
     })
 }
 
+/// What the task of a change needs to know: the plan, as the old broker wrote it, and for how long somebody waits.
+fn change(plan: &str, wait: Option<Duration>) -> String {
+    json!({ "plan": plan, "wait_s": wait.map(|it| it.as_secs()) }).to_string()
+}
+
 /// The plan that a task leads to.
 fn target(task: &TaskRow) -> Option<String> {
     let metadata: Value = serde_json::from_str(&task.metadata).ok()?;
     metadata.get("plan")?.as_str().map(str::to_owned)
+}
+
+/// Whether a worker had it only when nobody waited any more: then it is taken back, whoever has it.
+fn is_late(task: &TaskRow) -> bool {
+    let metadata: Value = serde_json::from_str(&task.metadata).unwrap_or_default();
+    let wait = metadata.get("wait_s").and_then(Value::as_u64).map(Duration::from_secs);
+    matches!((task.waited, wait), (Some(waited), Some(wait)) if waited >= wait)
 }

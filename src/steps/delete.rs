@@ -35,14 +35,15 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     if work.is_shared(&instance.name)? {
         return Ok(Ending::Removed { name: instance.name });
     }
-    work.refuse_other_account(&instance)?;
     let report = |progress| work.report(progress);
     let removal = Removal { account: work.account(&instance), ..Removal::of(work, &report) };
-    if !instance.claimed || (notes.unasked && instance.status != InstanceStatus::Deprovisioning) {
-        removal.refuse_used(&instance)?;
-    }
-    removal.remove_user(&instance.name)?;
-    removal.remove_bucket(&instance.name)?;
+    work.believing_one_account(&instance, || {
+        if !instance.claimed || (notes.unasked && instance.status != InstanceStatus::Deprovisioning) {
+            removal.refuse_used(&instance)?;
+        }
+        removal.remove_user(&instance.name)?;
+        removal.remove_bucket(&instance.name)
+    })?;
     Ok(Ending::Removed { name: instance.name })
 }
 
@@ -55,17 +56,16 @@ pub(super) fn sweep(work: &Work<'_>) -> Result<Ending, StepError> {
         return Ok(Ending::Swept);
     }
     let instance = work.instance()?;
-    work.refuse_other_account(&instance)?;
     let report = |progress| work.report(progress);
     let removal = Removal { account: work.account(&instance), ..Removal::of(work, &report) };
-    if !instance.claimed && instance.name == name {
-        removal.refuse_used(&instance)?;
-    }
-    removal.remove_user(&name)?;
-    // The name may be one that turned out to be somebody else's bucket.
-    if work.caller().owns_bucket(&name)? {
-        removal.remove_bucket(&name)?;
-    }
+    work.believing_one_account(&instance, || {
+        if !instance.claimed && instance.name == name {
+            removal.refuse_used(&instance)?;
+        }
+        removal.remove_user(&name)?;
+        // The name may be one that turned out to be somebody else's bucket.
+        if work.caller().owns_bucket(&name)? { removal.remove_bucket(&name) } else { Ok(()) }
+    })?;
     Ok(Ending::Swept)
 }
 

@@ -346,7 +346,19 @@ impl Work<'_> {
         }
     }
 
-    /// That AWS shows nothing proves that nothing is left only in the account in which it was made.
+    /// Removes what belongs to an instance. That AWS shows nothing of it proves that nothing is left only in the account
+    /// in which it was made; so it is asked for before, and again after, since another key may have come meanwhile.
+    fn believing_one_account(
+        &self,
+        instance: &Instance,
+        remove: impl FnOnce() -> Result<(), StepError>,
+    ) -> Result<(), StepError> {
+        self.refuse_other_account(instance)?;
+        remove()?;
+        self.refuse_other_account(instance)
+    }
+
+    /// Goes on only with a key of the account that the instance's user is of.
     fn refuse_other_account(&self, instance: &Instance) -> Result<(), StepError> {
         let Some(account) = instance.user_arn.as_deref().and_then(account_of) else {
             return Ok(());

@@ -74,7 +74,8 @@ pub(super) fn change(work: &Work<'_>) -> Result<Ending, StepError> {
     if !matches!(instance.status, InstanceStatus::Available | InstanceStatus::Modifying) {
         return Err(StepError::Unfixable("the instance cannot be used".to_owned()));
     }
-    if notes.wait_s.is_some_and(|it| work.claim.waited >= Duration::from_secs(it)) {
+    let is_late = |wait_s| work.claim.waited.is_some_and(|it| it >= Duration::from_secs(wait_s));
+    if notes.wait_s.is_some_and(is_late) {
         // The platform was told that nobody came, or, if its database was away, of an error. Either way it keeps the plan.
         return Ok(Ending::PlanKept { reason: "no worker came in time".to_owned() });
     }

@@ -87,7 +87,6 @@ pub(super) fn remove_previous_key(work: &Work<'_>) -> Result<Ending, StepError> 
     if is_used || instance.next_key.as_ref().is_some_and(|it| it.id == key) {
         return Err(StepError::Unfixable("the key is the present one".to_owned()));
     }
-    work.refuse_other_account(&instance)?;
-    work.caller().delete_access_key(&user, &key)?;
+    work.believing_one_account(&instance, || Ok(work.caller().delete_access_key(&user, &key)?))?;
     Ok(Ending::KeyRemoved { key })
 }

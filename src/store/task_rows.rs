@@ -23,6 +23,8 @@ pub(crate) struct TaskRow {
     pub(crate) result: String,
     /// Whether a worker has ever had it.
     pub(crate) begun: bool,
+    /// How long it waited until one had it first.
+    pub(crate) waited: Option<Duration>,
     /// What it needs to know, as JSON.
     pub(crate) metadata: String,
     /// How long ago it ended, or how far ahead that is by a clock that was set back.
@@ -47,6 +49,7 @@ macro_rules! select_task {
     ($tail:literal) => {
         concat!(
             "select task::text, status::text, result, metadata, started is not null or retries > 0 as begun,
+                extract(epoch from case when isfinite(begun) and isfinite(created) then begun - created end)::float8 as waited_s,
                 abs(extract(epoch from now() - finished))::float8 as ended_s
             from tasks where resource = $1 and not deleted and ",
             $tail
@@ -150,6 +153,7 @@ impl TaskRow {
             state: TaskState::parse(row.try_get("status")?)?,
             result: row.try_get("result")?,
             begun: row.try_get("begun")?,
+            waited: row.try_get::<_, Option<f64>>("waited_s")?.map(seconds),
             metadata: row.try_get("metadata")?,
             ended: row.try_get::<_, Option<f64>>("ended_s")?.map(seconds),
         })

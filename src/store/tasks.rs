@@ -92,7 +92,7 @@ pub(crate) struct Claim {
     /// How often it was claimed, this time included.
     pub(crate) attempt: u32,
     /// How long it waited until a worker had it first.
-    pub(crate) waited: Duration,
+    pub(crate) waited: Option<Duration>,
     /// Whose claim this is.
     worker: String,
     /// When it was claimed, by the database's clock.
@@ -111,13 +111,15 @@ pub(crate) enum LeaseState {
 /// `$1` is this worker's name, `$2` the lease in seconds, `$3` are the actions of notices. One row at most;
 /// the order is total.
 ///
+/// Attempts count from when a worker of this broker had the task first: the Go broker counted looks, once a minute.
 /// A row is due when pending, or when its worker's lease ran out, or when the Go broker left it
 /// (it never sets `worker`). Another running task of the same instance holds it back, a dead one
 /// too: that one is claimed again first. Both rows are locked, so two claims never meet.
 const CLAIM: &str = "
     update tasks set status = 'started', started = clock_timestamp(), worker = $1,
-        lease_until = clock_timestamp() + make_interval(secs => $2), retries = retries + 1,
-        begun = coalesce(begun, clock_timestamp())
+        lease_until = clock_timestamp() + make_interval(secs => $2),
+        retries = case when begun is null then 1 else retries + 1 end,
+        begun = coalesce(begun, started, clock_timestamp())
     where task = (
         select t.task from tasks t join resources i on i.id = t.resource
         where not t.deleted and t.status in ('pending', 'started') and t.run_at <= now()
@@ -132,7 +134,7 @@ const CLAIM: &str = "
         limit 1
         for no key update of t, i skip locked)
     returning task::text, resource, action, metadata, retries, started,
-        extract(epoch from begun - created)::float8 as waited_s";
+        extract(epoch from case when isfinite(begun) and isfinite(created) then begun - created end)::float8 as waited_s";
 
 /// The part of [`CLAIM`] that keeps to one lane.
 const NO_NOTICES: &str = "t.action <> all($3)";
@@ -371,7 +373,7 @@ impl Claim {
             kind: TaskKind::parse(row.try_get("action")?),
             metadata: row.try_get("metadata")?,
             attempt: u32::try_from(row.try_get::<_, i32>("retries")?).unwrap_or(u32::MAX),
-            waited: seconds(row.try_get("waited_s")?),
+            waited: row.try_get::<_, Option<f64>>("waited_s")?.map(seconds),
             worker,
             claimed_at: row.try_get("started")?,
         })

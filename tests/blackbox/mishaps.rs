@@ -75,8 +75,8 @@ fn a_task_that_ends_its_worker_each_time_runs_out_of_attempts() {
     assert_eq!(worker.terminate(), Some(0));
     run(
         &setup,
-        "insert into tasks (task, resource, action, status, retries, worker, started, lease_until)
-         values (gen_random_uuid(), 'one', 'resync-from-provider', 'started', 12, 'dead', now(), now())",
+        "insert into tasks (task, resource, action, status, retries, worker, started, begun, lease_until, created)
+         values (gen_random_uuid(), 'one', 'resync-from-provider', 'started', 12, 'dead', now(), now(), now(), '-infinity')",
     );
     let _worker = setup.worker();
     let ended = "select status || ': ' || result from tasks where action = 'resync-from-provider' and finished is not null";
@@ -85,12 +85,12 @@ fn a_task_that_ends_its_worker_each_time_runs_out_of_attempts() {
     api.remove("one", BASIC);
 }
 
-#[test]
-fn a_change_of_plan_that_was_answered_without_the_database_does_not_come_later() {
-    let setup = Setup::new().with("WAIT_SECONDS", "2");
-    let (mut api, mut worker) = (setup.api(&[]), setup.worker());
-    api.provide("one", BASIC);
-    assert_eq!(worker.terminate(), Some(0));
+/// Finds a change that is older than its request waits.
+const LATE: &str =
+    "select 'yes' from tasks where action = 'change-plans' and created < now() - interval '2 s'";
+
+/// Asks for another plan and kills the api before it can answer.
+fn ask_and_kill(setup: &Setup, api: &mut Broker) {
     std::thread::scope(|scope| {
         let patch = r#"{"service_id":"SERVICE","plan_id":"PLAN"}"#;
         let patch = patch.replace("SERVICE", SERVICE).replace("PLAN", VERSIONED);
@@ -103,8 +103,16 @@ fn a_change_of_plan_that_was_answered_without_the_database_does_not_come_later()
         eventually("the change is asked for", PATIENCE, || setup.database.text(status));
         api.kill();
     });
-    let late = "select 'yes' from tasks where action = 'change-plans' and created < now() - interval '2 s'";
-    eventually("nobody waits any more", Duration::from_secs(10), || setup.database.text(late));
+}
+
+#[test]
+fn a_change_of_plan_that_was_answered_without_the_database_does_not_come_later() {
+    let setup = Setup::new().with("WAIT_SECONDS", "2");
+    let (mut api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    assert_eq!(worker.terminate(), Some(0));
+    ask_and_kill(&setup, &mut api);
+    eventually("nobody waits any more", Duration::from_secs(10), || setup.database.text(LATE));
     let _worker = setup.worker();
     let ended =
         "select status || ': ' || result from tasks where action = 'change-plans' and finished is not null";
@@ -114,5 +122,23 @@ fn a_change_of_plan_that_was_answered_without_the_database_does_not_come_later()
     assert_eq!(row, Some(format!("{BASIC} available")));
     let api = setup.api(&[]);
     assert_eq!(api.change("one", VERSIONED).status, 200);
+    api.remove("one", VERSIONED);
+}
+
+#[test]
+fn a_change_of_plan_that_was_said_to_go_on_comes_however_late() {
+    let setup = Setup::new().with("WAIT_SECONDS", "2");
+    let (mut api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    assert_eq!(worker.terminate(), Some(0));
+    ask_and_kill(&setup, &mut api);
+    let setup = setup.with("WAIT_SECONDS", "0");
+    let api = setup.api(&[]);
+    assert_eq!(api.change("one", VERSIONED).status, 202);
+    eventually("nobody waits any more", Duration::from_secs(10), || setup.database.text(LATE));
+    let _worker = setup.worker();
+    api.wait_for_state("one", "succeeded");
+    let row = setup.database.text("select plan::text || ' ' || status from resources");
+    assert_eq!(row, Some(format!("{VERSIONED} available")));
     api.remove("one", VERSIONED);
 }

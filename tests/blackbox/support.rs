@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -91,6 +91,8 @@ pub(crate) fn kill_when_struck(setup: &Setup, relay: &Relay, worker: &mut Broker
 pub(crate) struct Database {
     name: String,
     url: String,
+    /// Looks again and again must not cost a process of PostgreSQL each.
+    session: Mutex<Option<postgres::Client>>,
 }
 
 impl Database {
@@ -101,7 +103,7 @@ impl Database {
         client.batch_execute(&format!("create database {name}")).expect("create database");
         let (server, query) = base.split_once('?').unwrap_or((&base, ""));
         let server = server.rsplit_once('/').expect("a database in the URL").0;
-        Database { url: format!("{server}/{name}?{query}"), name }
+        Database { url: format!("{server}/{name}?{query}"), name, session: Mutex::default() }
     }
 
     /// One as the old broker left it.
@@ -131,8 +133,17 @@ impl Database {
 
     /// One value as text, `None` for null or no row.
     pub(crate) fn text(&self, sql: &str) -> Option<String> {
-        let row = self.connect().query_opt(sql, &[]).expect(sql)?;
-        row.get(0)
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = match session.as_mut().map(|it| it.query_opt(sql, &[])) {
+            Some(Ok(row)) => row,
+            // there is none yet, or its server has ended it
+            Some(Err(_)) | None => {
+                let mut config: postgres::Config = self.url.parse().unwrap();
+                let client = config.application_name("test").connect(postgres::NoTls);
+                session.insert(client.expect("database of the test")).query_opt(sql, &[]).expect(sql)
+            }
+        };
+        row?.get(0)
     }
 }
 
