@@ -45,13 +45,15 @@ pub(crate) fn unique() -> String {
 
 /// Tries until there is something, or fails.
 pub(crate) fn eventually<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + limit;
+    let began = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "after {limit:?} still not: {what}");
-        std::thread::sleep(Duration::from_millis(20)); // between looks, not instead of them
+        let took = began.elapsed();
+        assert!(took < limit, "after {limit:?} still not: {what}");
+        // between looks, not instead of them; what takes long need not be seen at once
+        std::thread::sleep((took / 10).clamp(Duration::from_millis(10), Duration::from_millis(100)));
     }
 }
 
