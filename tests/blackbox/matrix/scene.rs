@@ -200,11 +200,12 @@ impl Scene {
         calls.into_iter().chain(statements.into_iter().map(Place::Sql)).collect()
     }
 
-    /// Waits until the fault at this place has happened.
+    /// Waits until the fault at this place has happened. On a busy machine a call before it may be out of time, and the
+    /// stock is then looked at again after a minute.
     pub(super) fn wait_until_struck(&self, place: &Place) {
         match place {
-            Place::Aws(_) => self.relay.wait_until_struck(1, PATIENCE),
-            Place::Sql(_) => self.proxy.wait_until_struck(PATIENCE),
+            Place::Aws(_) => self.relay.wait_until_struck(1, PATIENCE * 2),
+            Place::Sql(_) => self.proxy.wait_until_struck(PATIENCE * 2),
         }
     }
 
