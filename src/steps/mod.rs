@@ -89,6 +89,8 @@ pub(crate) enum Ending {
         /// Its id.
         key: String,
     },
+    /// The user has no access key that the row does not name.
+    KeysKnown,
     /// The bucket is what that plan promises.
     PlanChanged {
         /// The plan's id.
@@ -210,6 +212,7 @@ pub(crate) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
         TaskKind::ChangePlans => plan::change(work),
         TaskKind::RotateCredentials => rotate::run(work),
         TaskKind::RemovePreviousKey => rotate::remove_previous_key(work),
+        TaskKind::RemoveUnknownKeys => rotate::remove_unknown_keys(work),
         TaskKind::Tag => tags::run(work),
         TaskKind::Check => check::run(work),
         TaskKind::ResyncFromProvider | TaskKind::ResyncUntilAvailable | TaskKind::PerformPostProvision => {

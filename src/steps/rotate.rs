@@ -1,5 +1,6 @@
 //! *rotate-credentials*: a new key is made, kept aside and proven; then it takes the place of the present
-//! one, which works on for the grace. *remove-previous-key*: the end of that grace.
+//! one, which works on for the grace. *remove-previous-key*: the end of that grace. *remove-unknown-keys*: what a
+//! rotation that was given up may have left.
 //!
 //! Invariants
 //! - Nobody reads a key before it works, and none without its secret.
@@ -89,4 +90,21 @@ pub(super) fn remove_previous_key(work: &Work<'_>) -> Result<Ending, StepError> 
     }
     work.believing_one_account(&instance, || Ok(work.caller().delete_access_key(&user, &key)?))?;
     Ok(Ending::KeyRemoved { key })
+}
+
+/// Removes what a rotation that was given up may have left: the key that waited, or one whose answer was lost.
+pub(super) fn remove_unknown_keys(work: &Work<'_>) -> Result<Ending, StepError> {
+    let instance = work.live_instance()?;
+    let user = instance.name.as_str();
+    if instance.access_key_id.is_none() {
+        return Err(StepError::Unfixable("the instance has no access key".to_owned()));
+    }
+    if work.is_shared(user)? {
+        return Err(StepError::Unfixable("another instance has the user too".to_owned()));
+    }
+    let next = instance.next_key.as_ref().map(|it| &it.id);
+    let named = [instance.access_key_id.as_ref(), instance.previous_key.as_ref(), next];
+    let named: Vec<String> = named.into_iter().flatten().cloned().collect();
+    work.believing_one_account(&instance, || keys::keep_only(work, user, &named).map(drop))?;
+    Ok(Ending::KeysKnown)
 }

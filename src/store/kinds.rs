@@ -15,6 +15,8 @@ pub(crate) enum TaskKind {
     RotateCredentials,
     /// Remove the access key before the present one.
     RemovePreviousKey,
+    /// Remove access keys that the row does not name, which a rotation that was given up may have left.
+    RemoveUnknownKeys,
     /// Write the tags of bucket and user anew.
     Tag,
     /// Look whether an instance that waits to be claimed can be used.
@@ -39,13 +41,14 @@ pub(crate) enum TaskKind {
 
 /// Every kind that has a text of its own.
 #[rustfmt::skip]
-const TEXTS: [(TaskKind, &str); 15] = [
+const TEXTS: [(TaskKind, &str); 16] = [
     (TaskKind::Provision,            "provision"),
     (TaskKind::Delete,               "delete"),
     (TaskKind::Sweep,                "sweep"),
     (TaskKind::ChangePlans,          "change-plans"),
     (TaskKind::RotateCredentials,    "rotate-credentials"),
     (TaskKind::RemovePreviousKey,    "remove-previous-key"),
+    (TaskKind::RemoveUnknownKeys,    "remove-unknown-keys"),
     (TaskKind::Tag,                  "tag"),
     (TaskKind::Check,                "check"),
     (TaskKind::NotifyCreateService,  "notify-create-service-webhook"),

@@ -32,7 +32,7 @@ const FIND_NAMED: &str = "
     from resources i left join tasks t
         on t.resource = i.id and not t.deleted and t.status in ('pending', 'started')
         and t.action not in ('notify-create-service-webhook', 'notify-create-binding-webhook', 'tag', 'check',
-            'remove-previous-key')
+            'remove-previous-key', 'remove-unknown-keys')
     where not i.deleted or t.task is not null
     group by i.id order by i.id";
 /// Whether such a row names `$1`, or a task that has not ended has it among its notes.

@@ -33,6 +33,8 @@ impl RetryPolicy {
             TaskKind::RotateCredentials => RetryPolicy { delay_s_first: 1,  delay_s_max: 60,    attempts_max: 10 },
             // somebody was told that the key ends
             TaskKind::RemovePreviousKey => RetryPolicy { delay_s_first: 5,  delay_s_max: 3_600, attempts_max: u32::MAX },
+            // a key that nobody knows must not stay
+            TaskKind::RemoveUnknownKeys => RetryPolicy { delay_s_first: 5,  delay_s_max: 3_600, attempts_max: u32::MAX },
             // who pays stands in the tags, and whose an instance of the stock has become
             TaskKind::Tag               => RetryPolicy { delay_s_first: 5,  delay_s_max: 3_600, attempts_max: u32::MAX },
             TaskKind::Check             => RetryPolicy { delay_s_first: 10, delay_s_max: 600,   attempts_max: 5 },
@@ -57,7 +59,14 @@ impl RetryPolicy {
 
 /// Whether a task goes on trying what AWS refuses for good: what it removes must not stay, what it writes be missing.
 pub(super) fn outlasts_refusal(kind: &TaskKind) -> bool {
-    matches!(kind, TaskKind::Delete | TaskKind::Sweep | TaskKind::RemovePreviousKey | TaskKind::Tag)
+    matches!(
+        kind,
+        TaskKind::Delete
+            | TaskKind::Sweep
+            | TaskKind::RemovePreviousKey
+            | TaskKind::RemoveUnknownKeys
+            | TaskKind::Tag
+    )
 }
 
 /// Takes a random part, a quarter at most, off a pause, so that many do not come back together.
@@ -80,11 +89,12 @@ mod tests {
 
     #[test]
     fn what_must_not_stay_or_was_promised_is_never_given_up() {
-        use TaskKind::{ChangePlans, Delete, RemovePreviousKey, Sweep, Tag};
+        use TaskKind::{ChangePlans, Delete, RemovePreviousKey, RemoveUnknownKeys, Sweep, Tag};
         for (kind, delay_s, refused) in [
             (Delete, 3_600, true),
             (Sweep, 3_600, true),
             (RemovePreviousKey, 3_600, true),
+            (RemoveUnknownKeys, 3_600, true),
             (Tag, 3_600, true),
             (ChangePlans, 300, false),
         ] {

@@ -15,6 +15,8 @@ use crate::store::{Claim, InstanceStatus, LeaseState, NewTask, StoreError, TaskK
 
 /// When the name of a removed instance is looked at once more.
 const SWEEP_DELAY: Duration = Duration::from_secs(300);
+/// When the keys of a rotation that was given up are looked for: IAM shows them everywhere by then.
+const UNKNOWN_KEYS_DELAY: Duration = Duration::from_secs(60);
 
 /// What becomes of a task after a run.
 #[derive(Debug, Clone)]
@@ -106,6 +108,7 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             tx.forget_previous_key(&claim.instance, Some(&key))?;
             tx.finish_task(claim, "the previous access key was removed")
         }
+        Ending::KeysKnown => tx.finish_task(claim, "no unknown access key is left"),
         Ending::Tagged => tx.finish_task(claim, "tagged"),
         Ending::Resynced => {
             tx.finish_task(claim, "in line with AWS")?;
@@ -149,10 +152,15 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
 }
 
 /// Writes the end of a task that is given up. A provision fails at once for the platform; what
-/// there is of it is removed by a delete that nobody has to ask for.
+/// there is of it, or of a rotation, is removed by a task that nobody has to ask for.
 fn give_up(tx: &mut Transaction<'_>, claim: &Claim, public: &str) -> Result<(), StoreError> {
     tx.fail_task(claim, public)?;
     let instance = tx.find_any_instance(&claim.instance)?;
+    if claim.kind == TaskKind::RotateCredentials && instance.as_ref().is_some_and(|it| !it.deleted) {
+        tx.save_next_key(&claim.instance, None)?;
+        let removal = stock::task(&claim.instance, TaskKind::RemoveUnknownKeys)?;
+        return tx.enqueue(&NewTask { delay: UNKNOWN_KEYS_DELAY, ..removal });
+    }
     let status = instance.as_ref().map(|it| it.status);
     if claim.kind == TaskKind::ChangePlans && status == Some(InstanceStatus::Modifying) {
         return tx.set_status(&claim.instance, InstanceStatus::Available);

@@ -73,8 +73,14 @@ fn an_action_on_an_instance_that_is_gone_ends() {
     let (api, _worker) = (setup.api(&[]), setup.worker());
     api.provide("one", BASIC);
     api.remove("one", BASIC);
-    for action in ["resync-from-provider", "change-plans", "rotate-credentials", "tag", "remove-previous-key"]
-    {
+    for action in [
+        "resync-from-provider",
+        "change-plans",
+        "rotate-credentials",
+        "tag",
+        "remove-previous-key",
+        "remove-unknown-keys",
+    ] {
         enqueue(&setup, action, "{\"plan\":\"x\"}");
         assert_eq!(end_of(&setup, action).0, "failed", "{action}");
     }

@@ -229,6 +229,30 @@ fn a_refused_rotation_leaves_the_key_and_can_be_tried_again() {
 }
 
 #[test]
+fn a_rotation_that_is_given_up_leaves_no_key_that_nobody_knows() {
+    for is_lost in [true, false] {
+        let relay = relay();
+        let setup = Setup::new().through(&relay);
+        let (api, _worker, name) = provided(&setup);
+        let old = api.key_now();
+        relay.count_anew();
+        if is_lost {
+            relay.plan("CreateAccessKey#1".parse().unwrap(), When::After, Fault::Reset);
+        }
+        // By the run after that, or when the key has been proven.
+        relay.plan("ListAccessKeys#2".parse().unwrap(), When::Before, access_denied());
+        let answer = api.rotate();
+        assert_eq!(answer.status, 502, "{}", answer.text);
+        assert_eq!(keys_of(&name).len(), 2, "lost {is_lost}: it is left to a task that looks later");
+        let due = "update tasks set run_at = now() where action = 'remove-unknown-keys'";
+        assert_eq!(setup.database.connect().execute(due, &[]).unwrap(), 1);
+        eventually("it goes", PATIENCE, || (keys_of(&name) == [old.0.clone()]).then_some(()));
+        assert_eq!(setup.database.text("select coalesce(next_key, next_secret) from resources"), None);
+        assert_eq!(api.key_now(), old);
+    }
+}
+
+#[test]
 fn only_a_usable_instance_has_a_key_to_rotate() {
     let setup = Setup::new().with("WAIT_SECONDS", "0");
     let api = setup.api(&[]);

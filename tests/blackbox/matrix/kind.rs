@@ -13,6 +13,8 @@ pub(super) enum Kind {
     Rotate,
     /// Removes the one before.
     RemovePreviousKey,
+    /// Removes what a rotation that was given up has left.
+    RemoveUnknownKeys,
     /// Makes it what the plan opposite promises.
     Change,
     /// Writes its tags anew.
@@ -27,12 +29,13 @@ pub(super) enum Kind {
 
 impl Kind {
     /// All of them.
-    pub(super) const ALL: [Kind; 10] = [
+    pub(super) const ALL: [Kind; 11] = [
         Kind::Provision,
         Kind::Delete,
         Kind::Sweep,
         Kind::Rotate,
         Kind::RemovePreviousKey,
+        Kind::RemoveUnknownKeys,
         Kind::Change,
         Kind::Tag,
         Kind::Check,
@@ -48,6 +51,7 @@ impl Kind {
             Kind::Sweep => "sweep",
             Kind::Rotate => "rotate-credentials",
             Kind::RemovePreviousKey => "remove-previous-key",
+            Kind::RemoveUnknownKeys => "remove-unknown-keys",
             Kind::Change => "change-plans",
             Kind::Tag => "tag",
             Kind::Check => "check",
@@ -64,6 +68,7 @@ impl Kind {
             Kind::Sweep => "nothing was left",
             Kind::Rotate => "rotated",
             Kind::RemovePreviousKey => "the previous access key was removed",
+            Kind::RemoveUnknownKeys => "no unknown access key is left",
             Kind::Change => "the plan was changed",
             Kind::Tag => "tagged",
             Kind::Check => "can be handed out",
@@ -74,7 +79,7 @@ impl Kind {
 
     /// Whether the instance's plan matters to it.
     pub(super) fn knows_plans(self) -> bool {
-        !matches!(self, Kind::RemovePreviousKey | Kind::Notice)
+        !matches!(self, Kind::RemovePreviousKey | Kind::RemoveUnknownKeys | Kind::Notice)
     }
 
     /// Whether it leaves an instance behind.
@@ -86,7 +91,7 @@ impl Kind {
     pub(super) fn calls_min(self) -> usize {
         match self {
             Kind::Notice => 0,
-            Kind::RemovePreviousKey => 1,
+            Kind::RemovePreviousKey | Kind::RemoveUnknownKeys => 1,
             Kind::Provision
             | Kind::Delete
             | Kind::Sweep

@@ -82,6 +82,9 @@ impl Scene {
         if self.kind == Kind::Sweep {
             self.api.remove("one", &self.plan);
         }
+        if self.kind == Kind::RemoveUnknownKeys {
+            ask_iam(&format!("Action=CreateAccessKey&Version=2010-05-08&UserName={}", self.name));
+        }
         if self.kind == Kind::RemovePreviousKey {
             self.rotate();
             let waits = "select 'yes' from tasks where action = 'remove-previous-key'";
@@ -126,7 +129,7 @@ impl Scene {
                 self.plan = plan;
             }
             Kind::Tag => drop(self.api.bind("one", "app-space")),
-            Kind::Check => self.enqueue(),
+            Kind::Check | Kind::RemoveUnknownKeys => self.enqueue(),
             Kind::Resync => {
                 self.spoil();
                 self.enqueue();
@@ -324,6 +327,7 @@ impl Scene {
             Kind::Delete | Kind::Sweep => "deprovisioning",
             Kind::Rotate
             | Kind::RemovePreviousKey
+            | Kind::RemoveUnknownKeys
             | Kind::Change
             | Kind::Tag
             | Kind::Check
