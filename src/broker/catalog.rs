@@ -8,7 +8,6 @@
 
 use std::collections::HashSet;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::BrokerError;
@@ -82,7 +81,7 @@ fn judge<'r>(offerings: &'r [OfferingRow], plans: &'r [PlanRow]) -> Vec<Shelf<'r
     let mut names = HashSet::new();
     let shelf = |offering: &'r OfferingRow| {
         let is_on_sale = !offering.deleted && !offering.deprecated;
-        let fault = text_fault(&offering.name, &offering.description)
+        let fault = name_fault(&offering.name)
             .or_else(|| (is_on_sale && !names.insert(offering.name.as_str())).then_some(NAME_TAKEN));
         let own = plans.iter().filter(|it| it.offering == offering.id);
         Shelf { row: offering, fault, plans: judge_plans(own, fault) }
@@ -105,45 +104,24 @@ fn judge_plans<'r>(
     plans.map(judged).collect()
 }
 
-/// What the specification wants of every name and description.
-fn text_fault(name: &str, description: &str) -> Option<&'static str> {
-    if name.trim().is_empty() {
-        Some("its name is empty")
-    } else if description.trim().is_empty() {
-        Some("its description is empty")
-    } else {
-        None
-    }
+/// What the specification wants of every name. A description it wants too, but there is always something to say.
+fn name_fault(name: &str) -> Option<&'static str> {
+    name.trim().is_empty().then_some("its name is empty")
 }
 
 /// What is wrong with a plan's row by itself.
 fn plan_fault(plan: &PlanRow) -> Option<&'static str> {
-    text_fault(&plan.name, &plan.description)
+    name_fault(&plan.name)
         .or_else(|| attributes(plan).is_none().then_some("its attributes are not an object"))
         .or_else(|| {
-            let Ok(details) = serde_json::from_str::<Details>(&plan.details) else {
+            let Some(promise) = plan.promise() else {
                 return Some("its provider_private_details cannot be read");
             };
-            let key = details.kms_key_id.unwrap_or_default();
+            let key = promise.kms_key_id.unwrap_or_default();
             let is_known = ["${AWS_KMS_KEY_ID}", "$AWS_KMS_KEY_ID"].contains(&key.as_str());
-            (details.encrypted && key.contains('$') && !is_known)
+            (promise.encrypted && key.contains('$') && !is_known)
                 .then_some("its kmsKeyId holds another variable than ${AWS_KMS_KEY_ID}")
         })
-}
-
-/// The part of `provider_private_details` that tasks read, as they read it.
-#[derive(Deserialize)]
-struct Details {
-    /// See README, "Plans".
-    #[serde(default)]
-    #[allow(dead_code, reason = "only whether it can be read counts")]
-    versioned: bool,
-    /// The same.
-    #[serde(default)]
-    encrypted: bool,
-    /// The same.
-    #[serde(default, rename = "kmsKeyId")]
-    kms_key_id: Option<String>,
 }
 
 /// What the platform shows of a plan.

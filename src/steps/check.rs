@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::plan::{Promise, read_key, shows_encryption};
+use super::plan::{promise_of, promised_key, read_key, shows_encryption};
 use super::{Ending, StepError, Verdict, Work, find_bucket};
 use crate::aws::{AwsError, Credentials, tag_value};
 use crate::store::{Instance, InstanceStatus, Whereabouts};
@@ -71,7 +71,7 @@ fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
         }
         Some(_) => {}
     }
-    let promise = Promise::of(work, &instance.provisioned.plan).map_err(Doubt::Unknown)?;
+    let promise = promise_of(work, &instance.provisioned.plan).map_err(Doubt::Unknown)?;
     let caller = work.caller();
     match caller.get_user(bucket)? {
         None => return unsound("there is no user"),
@@ -90,7 +90,7 @@ fn examine(work: &Work<'_>, instance: &Instance) -> Result<Whereabouts, Doubt> {
     }
     let shown = known(caller.get_bucket_encryption(bucket), promise.encrypted)?;
     let shown = shown.filter(|it| it.algorithm == "aws:kms");
-    let wanted = promise.kms_key(work, instance).map_err(Doubt::Unknown)?;
+    let wanted = promised_key(work, &promise, instance).map_err(Doubt::Unknown)?;
     if promise.encrypted && !shows_encryption(&caller, bucket, wanted.as_ref())? {
         return unsound("the bucket is not encrypted, or with another key");
     }

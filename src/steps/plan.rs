@@ -6,11 +6,9 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use super::{Ending, Notes, StepError, Verdict, Work, wait};
 use crate::aws::{AwsError, Caller, KmsKey, tenant_policy};
-use crate::store::{Instance, InstanceStatus};
+use crate::store::{Instance, InstanceStatus, Promise};
 
 /// Name of the user's one policy.
 const POLICY_NAME: &str = "bucket";
@@ -23,40 +21,27 @@ const STORAGE_CLASS: &str = "STANDARD_IA";
 /// Days for which a versioned plan keeps what was overwritten or deleted.
 const NONCURRENT_DAYS: u32 = 180;
 
-/// What a plan's `provider_private_details` promise.
-#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
-pub(super) struct Promise {
-    /// Overwritten and deleted objects are kept.
-    #[serde(default)]
-    pub(super) versioned: bool,
-    /// Objects are encrypted with a KMS key.
-    #[serde(default)]
-    pub(super) encrypted: bool,
-    /// The key; `${AWS_KMS_KEY_ID}` stands for the worker's setting.
-    #[serde(default, rename = "kmsKeyId")]
-    kms_key_id: Option<String>,
+/// What a plan promises.
+pub(super) fn promise_of(work: &Work<'_>, plan: &str) -> Result<Promise, StepError> {
+    let plan = plan.to_owned();
+    let row = work.store.transaction(move |tx| tx.find_plan(&plan))?;
+    let row = row.ok_or_else(|| StepError::Unfixable("the plan has no row".to_owned()))?;
+    row.promise()
+        .ok_or_else(|| StepError::Unfixable("the plan's provider_private_details cannot be read".to_owned()))
 }
 
-impl Promise {
-    /// What a plan promises.
-    pub(super) fn of(work: &Work<'_>, plan: &str) -> Result<Promise, StepError> {
-        let plan = plan.to_owned();
-        let row = work.store.transaction(move |tx| tx.find_plan(&plan))?;
-        let row = row.ok_or_else(|| StepError::Unfixable("the plan has no row".to_owned()))?;
-        serde_json::from_str(&row.details).map_err(|_| {
-            StepError::Unfixable("the plan's provider_private_details cannot be read".to_owned())
-        })
-    }
-
-    /// The key that the plan names, `None` for the account's own.
-    pub(super) fn kms_key(&self, work: &Work<'_>, instance: &Instance) -> Result<Option<KmsKey>, StepError> {
-        let named = match self.kms_key_id.as_deref() {
-            Some("${AWS_KMS_KEY_ID}" | "$AWS_KMS_KEY_ID") | None => work.settings.kms_key_id.as_deref(),
-            Some("") => None,
-            Some(other) => Some(other),
-        };
-        named.filter(|_| self.encrypted).map(|it| read_key(work, instance, it)).transpose()
-    }
+/// The key of a plan that encrypts, `None` for the account's own.
+pub(super) fn promised_key(
+    work: &Work<'_>,
+    promise: &Promise,
+    instance: &Instance,
+) -> Result<Option<KmsKey>, StepError> {
+    let named = match promise.kms_key_id.as_deref() {
+        Some("${AWS_KMS_KEY_ID}" | "$AWS_KMS_KEY_ID") | None => work.settings.kms_key_id.as_deref(),
+        Some("") => None,
+        Some(other) => Some(other),
+    };
+    named.filter(|_| promise.encrypted).map(|it| read_key(work, instance, it)).transpose()
 }
 
 /// A KMS key by whatever it is called.
@@ -121,8 +106,8 @@ fn is_final(work: &Work<'_>, err: &StepError) -> bool {
 /// versioning is one of them.
 fn shape(work: &Work<'_>, plan: &str, put_back: Option<bool>) -> Result<(), StepError> {
     let is_put_back = put_back.is_some();
-    let (instance, promise) = (&work.instance()?, Promise::of(work, plan)?);
-    let mut key = promise.kms_key(work, instance)?;
+    let (instance, promise) = (&work.instance()?, promise_of(work, plan)?);
+    let mut key = promised_key(work, &promise, instance)?;
     let former = former_key(work, instance)?;
     if let (Some(wanted), Some(held)) = (&key, &former)
         && !wanted.is(held)
@@ -285,21 +270,6 @@ pub(super) fn ensure_versioning(work: &Work<'_>, instance: &Instance) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_four_plans_promise_what_their_rows_say() {
-        for (details, versioned, encrypted) in [
-            (r#"{"versioned":false}"#, false, false),
-            (r#"{"versioned":true}"#, true, false),
-            (r#"{"versioned":false, "encrypted":true, "kmsKeyId":"${AWS_KMS_KEY_ID}"}"#, false, true),
-            (r#"{"versioned":true, "encrypted":true, "kmsKeyId":"alias/x", "more":1}"#, true, true),
-            ("{}", false, false),
-        ] {
-            let promise: Promise = serde_json::from_str(details).unwrap();
-            assert_eq!((promise.versioned, promise.encrypted), (versioned, encrypted), "{details}");
-        }
-        assert!(serde_json::from_str::<Promise>(r#"{"versioned":"yes"}"#).is_err());
-    }
 
     #[test]
     fn a_key_is_known_by_its_arn_too() {

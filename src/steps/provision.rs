@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use super::keys::{self, KEY_PATIENCE, KEY_TRIAL_INTERVAL};
-use super::plan::{Promise, ensure_encryption, ensure_versioning, put_user_policy};
+use super::plan::{ensure_encryption, ensure_versioning, promise_of, promised_key, put_user_policy};
 use super::tags::own_tags;
 use super::{Ending, Notes, StepError, Work, skip_unknown, sweep, wait};
 use crate::aws::{BucketCreation, Credentials, tls_only_bucket_policy};
@@ -39,10 +39,10 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
 
 /// Everything that does not have to wait for the key.
 fn prepare(work: &Work<'_>, instance: &mut Instance, notes: &mut Notes) -> Result<(), StepError> {
-    let promise = Promise::of(work, &instance.provisioned.plan)?;
+    let promise = promise_of(work, &instance.provisioned.plan)?;
     let tags = own_tags(work, instance)?;
     ensure_user(work, instance, &tags)?;
-    let key = promise.kms_key(work, instance)?;
+    let key = promised_key(work, &promise, instance)?;
     put_user_policy(work, instance, key.as_ref())?;
     ensure_access_key(work, instance)?;
     ensure_bucket(work, instance, notes)?;

@@ -1,6 +1,6 @@
 //! The old broker's tasks that look at AWS and bring the row in line with it.
 
-use super::plan::{Promise, former_key, put_user_policy};
+use super::plan::{former_key, promise_of, promised_key, put_user_policy};
 use super::{Ending, StepError, Work, find_bucket};
 use crate::store::InstanceStatus;
 
@@ -14,7 +14,7 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     let user = caller.get_user(&instance.name)?;
     let user =
         user.ok_or_else(|| StepError::Unfixable("AWS has no user of the instance's name".to_owned()))?;
-    let key = Promise::of(work, &instance.provisioned.plan)?.kms_key(work, &instance)?;
+    let key = promised_key(work, &promise_of(work, &instance.provisioned.plan)?, &instance)?;
     let former = former_key(work, &instance)?;
     put_user_policy(work, &instance, former.as_ref().or(key.as_ref()))?;
     let place = find_bucket(&caller, work.aws, &instance.name)?;

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 
 use postgres::Row;
 use postgres::types::Type;
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::{StoreError, Transaction};
 
@@ -67,6 +69,20 @@ pub(crate) struct PlanRow {
     pub(crate) created: String,
     /// When it was changed last, RFC 3339.
     pub(crate) updated: String,
+}
+
+/// What a plan's `provider_private_details` promise.
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+pub(crate) struct Promise {
+    /// Overwritten and deleted objects are kept.
+    #[serde(default)]
+    pub(crate) versioned: bool,
+    /// Objects are encrypted with a KMS key.
+    #[serde(default)]
+    pub(crate) encrypted: bool,
+    /// The key; `${AWS_KMS_KEY_ID}` stands for the worker's setting.
+    #[serde(default, rename = "kmskeyid")]
+    pub(crate) kms_key_id: Option<String>,
 }
 
 /// All offerings, sold or not, the oldest first.
@@ -143,6 +159,19 @@ impl Transaction<'_> {
 }
 
 impl PlanRow {
+    /// What the plan promises, read as the old broker did: the case of names does not matter, and null is as good as
+    /// nothing. `None` if it cannot be read, or says something twice.
+    pub(crate) fn promise(&self) -> Option<Promise> {
+        let written: Map<String, Value> = serde_json::from_str(&self.details).ok()?;
+        let mut read = Map::new();
+        for (name, value) in written.into_iter().filter(|(_, value)| !value.is_null()) {
+            if read.insert(name.to_ascii_lowercase(), value).is_some() {
+                return None;
+            }
+        }
+        serde_json::from_value(Value::Object(read)).ok()
+    }
+
     /// From a row of [`PLANS`] or [`FIND_PLAN`].
     fn read(row: &Row) -> Result<PlanRow, StoreError> {
         Ok(PlanRow {
@@ -165,5 +194,63 @@ impl PlanRow {
             created: row.try_get("created")?,
             updated: row.try_get("updated")?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_promise_what_their_rows_say() {
+        let promise = |details: &str| {
+            let text = String::new;
+            let plan = PlanRow {
+                id: text(),
+                offering: text(),
+                name: text(),
+                human_name: text(),
+                description: text(),
+                version: text(),
+                engine: text(),
+                cost_cents: 0,
+                cost_unit: text(),
+                attributes: text(),
+                details: details.to_owned(),
+                inside_private_network: true,
+                outside_private_network: true,
+                beta: false,
+                deprecated: false,
+                deleted: false,
+                created: text(),
+                updated: text(),
+            };
+            plan.promise()
+        };
+        for (details, versioned, encrypted, key) in [
+            (r#"{"versioned":false}"#, false, false, None),
+            (r#"{"versioned":true}"#, true, false, None),
+            (
+                r#"{"versioned":false, "encrypted":true, "kmsKeyId":"${AWS_KMS_KEY_ID}"}"#,
+                false,
+                true,
+                Some("${AWS_KMS_KEY_ID}"),
+            ),
+            (
+                r#"{"Versioned":true, "ENCRYPTED":true, "KmsKeyID":"alias/x", "more":1}"#,
+                true,
+                true,
+                Some("alias/x"),
+            ),
+            (r#"{"versioned":null, "encrypted":true, "kmsKeyId":null}"#, false, true, None),
+            ("{}", false, false, None),
+        ] {
+            let kms_key_id = key.map(str::to_owned);
+            assert_eq!(promise(details), Some(Promise { versioned, encrypted, kms_key_id }), "{details}");
+        }
+        for broken in [r#"{"versioned":"yes"}"#, r#"{"encrypted":true,"Encrypted":false}"#, "[]", "null", ""]
+        {
+            assert_eq!(promise(broken), None, "{broken}");
+        }
     }
 }

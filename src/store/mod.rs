@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Row};
 
-pub(crate) use catalog::{OfferingRow, PlanRow};
+pub(crate) use catalog::{OfferingRow, PlanRow, Promise};
 pub(crate) use connect::Target;
 pub(crate) use error::StoreError;
 pub(crate) use instances::{Instance, InstanceStatus, NewInstance, NextKey, Provisioned, Whereabouts};

@@ -58,14 +58,12 @@ fn shown(offerings: &[OfferingRow], plans: &[PlanRow], live: &[&str]) -> (Vec<St
 fn broken_plans_are_not_sold_and_stay_while_they_have_instances() {
     let sound = plan("1", "sound");
     for broken in [
-        PlanRow { description: " ".into(), ..plan("2", "b") },
         PlanRow { attributes: "[1]".into(), ..plan("2", "b") },
         PlanRow { attributes: "null".into(), ..plan("2", "b") },
         PlanRow { attributes: r#"{"x":1e999}"#.into(), ..plan("2", "b") },
         PlanRow { details: "3".into(), ..plan("2", "b") },
         PlanRow { details: r#"{"versioned":"yes"}"#.into(), ..plan("2", "b") },
-        PlanRow { details: r#"{"encrypted":null}"#.into(), ..plan("2", "b") },
-        PlanRow { details: r#"{"versioned":true,"versioned":true}"#.into(), ..plan("2", "b") },
+        PlanRow { details: r#"{"versioned":true,"Versioned":true}"#.into(), ..plan("2", "b") },
         PlanRow { details: r#"{"kmsKeyId":{}}"#.into(), ..plan("2", "b") },
     ] {
         let (offerings, plans) = ([offering("o", "s3")], [sound.clone(), broken.clone()]);
@@ -74,7 +72,8 @@ fn broken_plans_are_not_sold_and_stay_while_they_have_instances() {
         let (kept, _) = shown(&offerings, &plans, &["2"]);
         assert_eq!(kept, ["s3:b shutdown", "s3:sound ga"], "{broken:?}");
     }
-    let fine = PlanRow { details: r#"{"versioned":true,"kmsKeyId":null,"more":[]}"#.into(), ..sound };
+    let details = r#"{"versioned":true,"kmsKeyId":null,"more":[]}"#.into();
+    let fine = PlanRow { details, description: " ".into(), ..sound };
     assert_eq!(shown(&[offering("o", "s3")], &[fine], &[]), (vec!["s3:sound ga".to_owned()], 0));
 }
 
@@ -113,9 +112,11 @@ fn offerings_follow_the_same_rules() {
     let (both, _) = shown(&twins, &plans, &["2"]);
     assert_eq!(both, ["s3:a ga", "s3-p:b shutdown"]);
     let silent = [offering("o", "s3"), OfferingRow { description: String::new(), ..offering("p", "t") }];
-    assert_eq!(shown(&silent, &plans, &[]), (vec!["s3:a ga".into()], 1));
-    let (both, _) = shown(&silent, &plans, &["2"]);
-    assert_eq!(both, ["s3:a ga", "t:b shutdown"]);
+    assert_eq!(shown(&silent, &plans, &[]), (vec!["s3:a ga".into(), "t:b ga".into()], 0));
+    let nameless = [offering("o", "s3"), offering("p", "")];
+    assert_eq!(shown(&nameless, &plans, &[]), (vec!["s3:a ga".into()], 1));
+    let (both, _) = shown(&nameless, &plans, &["2"]);
+    assert_eq!(both, ["p:b shutdown", "s3:a ga"]);
     // the deleted one is older; its plans' rows say that they are deleted too
     let successor = [OfferingRow { deleted: true, ..offering("o", "s3") }, offering("p", "s3")];
     let plans = [PlanRow { deleted: true, ..plan("1", "a") }, other("2")];

@@ -245,15 +245,17 @@ fn broken_rows_are_told_once_and_not_sold() {
     let breakage = "update plans set attributes = '[1]' where name = 'basic';
         update plans set attributes = '\"x\"' where name = 'versioned';
         update plans set provider_private_details = '{\"versioned\": \"yes\"}' where name = 'shield';
-        update plans set description = ' ' where name = 'shield-versioned'";
-    let sound = "insert into plans (plan, service, name, human_name, description, version, type, scheme, attributes,
+        update plans set provider_private_details = '3' where name = 'shield-versioned'";
+    let sound =
+        "insert into plans (plan, service, name, human_name, description, version, type, scheme, attributes,
              provider, provider_private_details, created)
-         select '9d1b0a3e-0000-4000-8000-000000000003', service, 'sound', '', 'It works.', 'v1', 's3', 's3', '{}',
+         select '9d1b0a3e-0000-4000-8000-000000000003', service, 'sound', '', ' ', 'v1', 's3', 's3', '{}',
              'aws-s3', '{}', '-infinity' from services";
     write(&setup, &format!("{breakage}; {sound}"));
     let catalog = soon(&api, "broken ones vanish", |it| plan_of(it, VERSIONED).is_null());
     let own = plan_of(&catalog, "9d1b0a3e-0000-4000-8000-000000000003");
     assert_eq!((&own["metadata"]["state"], &own["metadata"]["human_name"]), (&json!("ga"), &json!("sound")));
+    assert_eq!(own["description"], "sound", "there is always something to say");
     assert!(plan_of(&catalog, SHIELD).is_null() && plan_of(&catalog, SHIELD_VERSIONED).is_null());
     let kept = plan_of(&catalog, BASIC);
     assert_eq!(
