@@ -1,6 +1,6 @@
 //! *rotate-credentials*: a new key is made, kept aside and proven; then it takes the place of the present
 //! one, which works on for the grace. *remove-previous-key*: the end of that grace. *remove-unknown-keys*: what a
-//! rotation that was given up may have left.
+//! run that went wrong may have left, of a provision too.
 //!
 //! Invariants
 //! - Nobody reads a key before it works, and none without its secret.
@@ -19,6 +19,7 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     let Some(held) = instance.access_key_id.clone() else {
         return Err(StepError::Unfixable("the instance has no access key".to_owned()));
     };
+    refuse_shared(work, &instance.name)?;
     if instance.user_arn.is_none() {
         save_user_arn(work, &instance)?;
     }
@@ -37,6 +38,14 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     }
     keys::keep_only(work, &instance.name, &[held, next.id.clone()])?;
     Ok(Ending::Rotated { grace: work.settings.rotation_grace })
+}
+
+/// The keys of a user that two instances have, by the old broker's mistake, are not for one of them to end.
+fn refuse_shared(work: &Work<'_>, user: &str) -> Result<(), StepError> {
+    if work.is_shared(user)? {
+        return Err(StepError::Unfixable("another instance has the user too".to_owned()));
+    }
+    Ok(())
 }
 
 /// The old broker did not write the user's ARN down.
@@ -92,16 +101,14 @@ pub(super) fn remove_previous_key(work: &Work<'_>) -> Result<Ending, StepError> 
     Ok(Ending::KeyRemoved { key })
 }
 
-/// Removes what a rotation that was given up may have left: the key that waited, or one whose answer was lost.
+/// Removes a key whose answer was lost, and that no later run has seen; or that waited when its rotation was given up.
 pub(super) fn remove_unknown_keys(work: &Work<'_>) -> Result<Ending, StepError> {
     let instance = work.live_instance()?;
     let user = instance.name.as_str();
     if instance.access_key_id.is_none() {
         return Err(StepError::Unfixable("the instance has no access key".to_owned()));
     }
-    if work.is_shared(user)? {
-        return Err(StepError::Unfixable("another instance has the user too".to_owned()));
-    }
+    refuse_shared(work, user)?;
     let next = instance.next_key.as_ref().map(|it| &it.id);
     let named = [instance.access_key_id.as_ref(), instance.previous_key.as_ref(), next];
     let named: Vec<String> = named.into_iter().flatten().cloned().collect();

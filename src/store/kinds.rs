@@ -15,7 +15,7 @@ pub(crate) enum TaskKind {
     RotateCredentials,
     /// Remove the access key before the present one.
     RemovePreviousKey,
-    /// Remove access keys that the row does not name, which a rotation that was given up may have left.
+    /// Remove access keys that the row does not name, which a run that went wrong may have left.
     RemoveUnknownKeys,
     /// Write the tags of bucket and user anew.
     Tag,

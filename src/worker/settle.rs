@@ -15,7 +15,8 @@ use crate::store::{Claim, InstanceStatus, LeaseState, NewTask, StoreError, TaskK
 
 /// When the name of a removed instance is looked at once more.
 const SWEEP_DELAY: Duration = Duration::from_secs(300);
-/// When the keys of a rotation that was given up are looked for: IAM shows them everywhere by then.
+/// When keys are looked for that an earlier run may have made without hearing of it: IAM shows them everywhere by then,
+/// and a call that was under way has come through.
 const UNKNOWN_KEYS_DELAY: Duration = Duration::from_secs(60);
 
 /// What becomes of a task after a run.
@@ -93,7 +94,8 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             if let Some(made) = of_stock {
                 tx.forget_stock_failures(&made.provisioned.plan)?;
             }
-            tx.finish_task(claim, "available")
+            tx.finish_task(claim, "available")?;
+            look_for_unknown_keys(tx, claim)
         }
         Ending::Removed { name } => {
             // One that failed stays to be seen as failed until the platform deletes it, if it has one.
@@ -125,7 +127,8 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
             if let Some(previous) = tx.advance_key(&claim.instance, grace)? {
                 tx.enqueue(&key_removal(&claim.instance, user, previous, grace)?)?;
             }
-            tx.finish_task(claim, "rotated")
+            tx.finish_task(claim, "rotated")?;
+            look_for_unknown_keys(tx, claim)
         }
         Ending::PlanChanged { plan } => {
             tx.change_plan(&claim.instance, &plan)?;
@@ -151,6 +154,17 @@ fn write_ending(tx: &mut Transaction<'_>, claim: &Claim, ending: Ending) -> Resu
     }
 }
 
+/// A task that makes a key, and did not do so in its first run, may have made another.
+fn look_for_unknown_keys(tx: &mut Transaction<'_>, claim: &Claim) -> Result<(), StoreError> {
+    if claim.attempt > 1 { enqueue_unknown_keys(tx, &claim.instance) } else { Ok(()) }
+}
+
+/// A look, later, for keys that the instance's row does not name.
+fn enqueue_unknown_keys(tx: &mut Transaction<'_>, instance: &str) -> Result<(), StoreError> {
+    let removal = stock::task(instance, TaskKind::RemoveUnknownKeys)?;
+    tx.enqueue(&NewTask { delay: UNKNOWN_KEYS_DELAY, ..removal })
+}
+
 /// Writes the end of a task that is given up. A provision fails at once for the platform; what
 /// there is of it, or of a rotation, is removed by a task that nobody has to ask for.
 fn give_up(tx: &mut Transaction<'_>, claim: &Claim, public: &str) -> Result<(), StoreError> {
@@ -158,8 +172,7 @@ fn give_up(tx: &mut Transaction<'_>, claim: &Claim, public: &str) -> Result<(), 
     let instance = tx.find_any_instance(&claim.instance)?;
     if claim.kind == TaskKind::RotateCredentials && instance.as_ref().is_some_and(|it| !it.deleted) {
         tx.save_next_key(&claim.instance, None)?;
-        let removal = stock::task(&claim.instance, TaskKind::RemoveUnknownKeys)?;
-        return tx.enqueue(&NewTask { delay: UNKNOWN_KEYS_DELAY, ..removal });
+        return enqueue_unknown_keys(tx, &claim.instance);
     }
     let status = instance.as_ref().map(|it| it.status);
     if claim.kind == TaskKind::ChangePlans && status == Some(InstanceStatus::Modifying) {

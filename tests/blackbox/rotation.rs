@@ -253,6 +253,31 @@ fn a_rotation_that_is_given_up_leaves_no_key_that_nobody_knows() {
 }
 
 #[test]
+fn a_key_that_comes_up_behind_a_run_that_went_wrong_is_removed() {
+    let relay = relay();
+    let setup = Setup::new().through(&relay);
+    relay.plan("CreateAccessKey#1".parse().unwrap(), When::After, Fault::Reset);
+    let (api, _worker, name) = provided(&setup);
+    relay.plan("CreateAccessKey#3".parse().unwrap(), When::After, Fault::Reset);
+    assert_eq!(api.rotate().status, 200);
+    let looks = "update tasks set run_at = now() where action = 'remove-unknown-keys'";
+    assert_eq!(relay.struck(), 2);
+    let keys = || keys_of(&name).into_iter().collect::<BTreeSet<_>>();
+    let (known, now) = (keys(), api.key_now());
+    assert!(known.len() == 2 && known.contains(&now.0), "{known:?}");
+    let previous = known.iter().find(|it| **it != now.0).unwrap();
+    let form = "Action=DeleteAccessKey&Version=2010-05-08";
+    ask_iam(&format!("{form}&UserName={name}&AccessKeyId={previous}")); // IAM takes no third
+    ask_iam(&format!("Action=CreateAccessKey&Version=2010-05-08&UserName={name}"));
+    assert_eq!(setup.database.connect().execute(looks, &[]).unwrap(), 2, "after provision and rotation");
+    eventually("only the row's are left", PATIENCE, || {
+        (keys() == BTreeSet::from([now.0.clone()])).then_some(())
+    });
+    api.remove("one", BASIC);
+    setup.check_nothing_left();
+}
+
+#[test]
 fn only_a_usable_instance_has_a_key_to_rotate() {
     let setup = Setup::new().with("WAIT_SECONDS", "0");
     let api = setup.api(&[]);
@@ -305,6 +330,10 @@ fn the_schema_of_the_action_is_openapi() {
     assert_eq!(format!("{server}{path}"), "/v2/service_instances/a%2Fb/actions/credentials");
     for (status, response) in item["put"]["responses"].as_object().unwrap() {
         assert!(status.parse::<u16>().is_ok() && response["description"].is_string(), "{status}");
+        let schema = &response["content"]["application/json"]["schema"];
+        assert_eq!(schema["type"], "object", "{status}");
+        let properties = schema["properties"].as_object().unwrap();
+        assert!(!properties.is_empty() && properties.values().all(|it| it["type"] == "string"), "{status}");
     }
 }
 
@@ -329,7 +358,8 @@ fn a_worker_killed_after_any_call_of_a_rotation_loses_no_key() {
     };
     let is_done =
         "select 'yes' from resources r where previous_key is null and next_key is null and not exists
-        (select 1 from tasks t where t.resource = r.id and status not in ('finished', 'failed'))";
+        (select 1 from tasks t where t.resource = r.id and status not in ('finished', 'failed')
+            and action <> 'remove-unknown-keys')";
     let clean = relay();
     let (setup, _api) = ready(&clean);
     let _worker = setup.worker();
