@@ -31,6 +31,8 @@ pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
             return Ok(Ending::Removed { name: instance.name });
         }
         work.refuse_foreign(&instance.name)?;
+    } else if notes.name.is_some_and(|it| it != instance.name) {
+        return sweep(work); // the old broker's delete of an instance whose id was used again since
     }
     if work.is_shared(&instance.name)? {
         return Ok(Ending::Removed { name: instance.name });

@@ -363,7 +363,7 @@ impl Work<'_> {
 
     /// Goes on only with a key of the account that the instance's user is of.
     fn refuse_other_account(&self, instance: &Instance) -> Result<(), StepError> {
-        let Some(account) = instance.user_arn.as_deref().and_then(account_of) else {
+        let Some(account) = self.account(instance) else {
             return Ok(());
         };
         match self.caller().identity() {

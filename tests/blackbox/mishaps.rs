@@ -44,6 +44,28 @@ fn what_a_key_of_another_account_does_not_see_is_not_gone() {
 }
 
 #[test]
+fn an_account_that_only_the_settings_know_is_waited_for_too() {
+    let setup = Setup::new().with("WAIT_SECONDS", "0");
+    let (api, mut worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    assert_eq!(worker.terminate(), Some(0));
+    run(&setup, "update resources set user_arn = null"); // as the old broker left it
+    assert_eq!(api.deprovision("one", BASIC).status, 202);
+    let mut worker = Broker::start(setup.worker_command().env("AWS_ACCOUNT_ID", "999999999999"));
+    eventually("the delete waits", PATIENCE, || {
+        (said_of_the_delete(&setup) == "the broker's AWS key is of another account").then_some(())
+    });
+    setup.check_one_of_each();
+    assert_eq!(worker.terminate(), Some(0));
+    let _worker = setup.worker();
+    run(&setup, "update tasks set run_at = now()");
+    eventually("it is gone", PATIENCE, || {
+        (api.get("/v2/service_instances/one/last_operation").status == 410).then_some(())
+    });
+    setup.check_nothing_left();
+}
+
+#[test]
 fn a_provision_out_of_an_old_backup_takes_no_objects_with_it() {
     let setup = Setup::new();
     let (api, mut worker) = (setup.api(&[]), setup.worker());

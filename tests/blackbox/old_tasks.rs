@@ -113,6 +113,21 @@ fn an_action_on_an_instance_that_the_old_broker_deleted_ends() {
 }
 
 #[test]
+fn an_old_delete_takes_what_it_names_and_not_what_bears_the_id_since() {
+    let setup = Setup::new();
+    let (api, _worker) = (setup.api(&[]), setup.worker());
+    api.provide("one", BASIC);
+    let former = format!("{}-u4b36b824", setup.prefix);
+    admin(&["iam", "create-user", "--user-name", &former]);
+    enqueue(&setup, "delete", &former);
+    assert_eq!(end_of(&setup, "delete"), ("finished".to_owned(), "nothing was left".to_owned()));
+    api.wait_for_state("one", "succeeded");
+    setup.check_one_of_each();
+    api.remove("one", BASIC);
+    setup.check_nothing_left();
+}
+
+#[test]
 fn a_task_that_was_left_started_without_a_time_is_taken_over() {
     let setup = Setup::new();
     let (api, _worker) = (setup.api(&[]), setup.worker());
