@@ -145,7 +145,7 @@ pub(crate) fn provision(
         }
     }
     if let Some(instance) = existing {
-        if let Some(outcome) = repeated_provision(tx, &instance, &new.provisioned)? {
+        if let Some(outcome) = repeated_provision(tx, id, &instance, &new.provisioned)? {
             return Ok(outcome);
         }
         refuse_unsold(tx, &plan, BrokerError::BadRequest)?;
@@ -163,6 +163,7 @@ pub(crate) fn provision(
 /// What a provision means for an id that has a row: `None` when the id may be used again.
 fn repeated_provision(
     tx: &mut Transaction<'_>,
+    id: &Id,
     instance: &Instance,
     sent: &Provisioned,
 ) -> Result<Option<Outcome>, BrokerError> {
@@ -187,6 +188,9 @@ fn repeated_provision(
                 return Err(BrokerError::InstanceConflict);
             }
             tx.fill_attributes(&instance.id, sent)?;
+            if instance.provisioned.organization.is_none() {
+                retag(tx, id)?;
+            }
             Ok(Some(match open_task(tx, instance, &TaskKind::Provision)? {
                 Some(task) => Outcome::InProgress { operation: task.task },
                 None => Outcome::Done,

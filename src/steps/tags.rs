@@ -7,8 +7,10 @@ use super::{BROKER_TAG, Ending, StepError, Work, skip_unknown};
 use crate::aws::tag_value;
 use crate::store::Instance;
 
+/// The tag that says who pays.
+const BILLING: &str = "billingcode";
 /// The tags that are ours; all others are the operator's, and stay.
-const OURS: [&str; 6] = ["billingcode", "instance", BROKER_TAG, "Binding", "App", "Space"];
+const OURS: [&str; 6] = [BILLING, "instance", BROKER_TAG, "Binding", "App", "Space"];
 /// Longest value of a tag, in characters.
 const VALUE_MAX: usize = 256;
 
@@ -22,7 +24,7 @@ pub(super) fn own_tags(work: &Work<'_>, instance: &Instance) -> Result<Vec<Tag>,
         work.store.transaction(move |tx| Ok::<_, StepError>((tx.broker_id()?, tx.bindings(&id)?)))?;
     let mut tags = vec![("instance", instance.id.clone()), (BROKER_TAG, broker)];
     if let Some(organization) = &instance.provisioned.organization {
-        tags.push(("billingcode", organization.clone()));
+        tags.push((BILLING, organization.clone()));
     }
     let spaces = bindings.iter().filter_map(|(id, _)| Some(parse_binding(id)?.1));
     let apps = bindings.iter().filter_map(|(id, app)| app.as_deref().or(parse_binding(id).map(|it| it.0)));
@@ -31,35 +33,49 @@ pub(super) fn own_tags(work: &Work<'_>, instance: &Instance) -> Result<Vec<Tag>,
         ("App", join(apps.collect())),
         ("Space", join(spaces.collect())),
     ]);
-    tags.retain(|(key, value)| !value.is_empty() || matches!(*key, "billingcode" | "instance"));
+    tags.retain(|(key, value)| !value.is_empty() || matches!(*key, BILLING | "instance"));
     Ok(tags.into_iter().map(|(key, value)| (key.to_owned(), tag_value(&value))).collect())
 }
 
-/// Writes the tags of bucket and user anew.
+/// Writes the tags of bucket and user anew, and the user's ARN into the row of an instance of the old broker.
 pub(super) fn run(work: &Work<'_>) -> Result<Ending, StepError> {
     let instance = work.live_instance()?;
     let (caller, name) = (work.caller(), instance.name.as_str());
+    if instance.user_arn.is_none()
+        && let Some(user) = caller.get_user(name)?
+    {
+        work.write(move |tx, id| tx.save_user_arn(id, &user.arn))?;
+    }
     let wanted = own_tags(work, &instance)?;
     let missing: Vec<&str> = OURS
         .into_iter()
         .filter(|it| !wanted.iter().any(|(key, _)| key == it))
-        .filter(|it| *it != "billingcode")
+        .filter(|it| *it != BILLING)
         .collect();
-    tag_bucket(work, name, &wanted, &missing)?;
-    skip_unknown(caller.tag_user(name, &wanted), "TagUser", name)?;
+    let mut of_user = wanted.clone();
+    of_user.extend(tag_bucket(work, name, &wanted, &missing)?);
+    skip_unknown(caller.tag_user(name, &of_user), "TagUser", name)?;
     skip_unknown(caller.untag_user(name, &missing), "UntagUser", name)?;
     Ok(Ending::Tagged)
 }
 
-/// Leaves a bucket with the tags that are wanted, and without those of ours that are missing there.
-fn tag_bucket(work: &Work<'_>, name: &str, wanted: &[Tag], missing: &[&str]) -> Result<(), StepError> {
+/// Leaves a bucket with the tags that are wanted, and without those of ours that are missing there. Gives the one that
+/// the old broker wrote and the row does not know, who pays.
+fn tag_bucket(
+    work: &Work<'_>,
+    name: &str,
+    wanted: &[Tag],
+    missing: &[&str],
+) -> Result<Option<Tag>, StepError> {
     let caller = work.caller();
     let found = match caller.get_bucket_tagging(name) {
-        Err(err) if err.is_unsupported() => return skip_unknown(Err(err), "GetBucketTagging", name),
+        Err(err) if err.is_unsupported() => {
+            return skip_unknown(Err(err), "GetBucketTagging", name).map(|()| None);
+        }
         other => other?,
     };
     let found = found.ok_or_else(|| StepError::Stuck("there is no such bucket".to_owned()))?;
-    // What is not ours stays; so does a billingcode that the old broker wrote and the row does not know.
+    // What is not ours stays, and so does that one.
     let foreign =
         |(key, _): &Tag| !missing.contains(&key.as_str()) && !wanted.iter().any(|(it, _)| it == key);
     let mut all: Vec<Tag> = found.iter().filter(|it| foreign(it)).cloned().collect();
@@ -67,7 +83,7 @@ fn tag_bucket(work: &Work<'_>, name: &str, wanted: &[Tag], missing: &[&str]) -> 
     if sorted(&all) != sorted(&found) {
         skip_unknown(caller.put_bucket_tagging(name, &all), "PutBucketTagging", name)?;
     }
-    Ok(())
+    Ok(found.into_iter().find(|it| it.0 == BILLING && foreign(it)))
 }
 
 /// Tags in the order of their keys.

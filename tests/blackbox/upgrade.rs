@@ -225,8 +225,10 @@ fn instances_are_completed_and_tagged_whenever_the_old_broker_made_them() {
             let bucket = admin(&["s3api", "get-bucket-tagging", "--bucket", &name]).to_string();
             let user = admin(&["iam", "list-user-tags", "--user-name", &name]).to_string();
             let ours = |tags: &str| tags.contains(&broker) && tags.contains(id);
-            (ours(&bucket) && bucket.contains("org-1") && ours(&user)).then_some(())
+            (ours(&bucket) && bucket.contains("org-1") && ours(&user) && user.contains("org-1")).then_some(())
         });
+        let arn = setup.database.text(&format!("select user_arn from resources where id = '{id}'"));
+        assert!(arn.is_some_and(|it| it.ends_with(&format!("user/{name}"))), "{id}");
     }
 }
 
@@ -253,6 +255,9 @@ fn what_two_rows_share_stays_until_the_last_of_them_is_deleted() {
     };
     is_gone("spare");
     check_usable(&credentials);
+    let rotated = api.send("PUT", "/v2/service_instances/twin/actions/credentials", b"");
+    assert_eq!(rotated.status, 502, "{}", rotated.text);
+    assert!(rotated.text.contains("another instance has the user too"), "{}", rotated.text);
     api.remove("twin", BASIC);
     check_usable(&credentials);
     let sweeps = "update tasks set run_at = now() where action = 'sweep' and status = 'pending'";

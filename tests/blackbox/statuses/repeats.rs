@@ -56,6 +56,8 @@ fn an_instance_of_the_old_broker_takes_the_first_organization_and_space_that_com
     check_empty("other plan", &api.provision("a", VERSIONED), 409);
     check_provisioned("first", &api.provision("a", BASIC), 200);
     check_provisioned("same", &api.provision("a", BASIC), 200);
+    let tasks = setup.database.text("select string_agg(action, ' ') from tasks");
+    assert_eq!(tasks.as_deref(), Some("tag"), "who pays is told to AWS, once");
     for (what, body) in conflicting() {
         check_empty(what, &api.put(&async_at("a"), &body), 409);
     }
