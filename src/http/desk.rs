@@ -42,6 +42,8 @@ pub(super) struct Desk {
     waiters: Arc<Waiters>,
     /// The catalog as it goes out.
     catalog: RwLock<Option<Arc<Vec<u8>>>>,
+    /// Set once there is one, or nobody need wait for it any more.
+    catalog_due: Event,
 }
 
 impl Desk {
@@ -64,6 +66,7 @@ impl Desk {
             config,
             waiters: Arc::default(),
             catalog: RwLock::new(None),
+            catalog_due: Event::default(),
         }
     }
 
@@ -82,9 +85,10 @@ impl Desk {
         self.waiters.watch(&self.store, stop);
     }
 
-    /// Sends those who wait for tasks away.
+    /// Sends those who wait away.
     pub(super) fn stop_waiting(&self) {
         self.waiters.stop();
+        self.catalog_due.set();
     }
 
     /// Health and metrics, then authentication, then the version, then everything else.
@@ -171,8 +175,10 @@ impl Desk {
         Reply { content_type: metrics::CONTENT_TYPE, ..Reply::text(200, &self.metrics.page()) }
     }
 
-    /// `GET /v2/catalog` (OSB 2.17, "Catalog Management").
+    /// `GET /v2/catalog` (OSB 2.17, "Catalog Management"). Until it was read once it is waited for: Akkeris does without
+    /// a broker for half an hour that has once not told what it sells.
     fn get_catalog(&self) -> Reply {
+        self.catalog_due.wait(self.config.wait);
         match self.catalog() {
             Some(bytes) => Reply::of_bytes(200, bytes.to_vec()),
             None => Reply::from(BrokerError::Store(StoreError::Busy)),
@@ -330,6 +336,7 @@ impl Desk {
                         Ok(bytes) => {
                             let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
                             *catalog = Some(Arc::new(bytes));
+                            self.catalog_due.set();
                         }
                         Err(err) => log::error!("catalog not written: cause={err}"),
                     }

@@ -75,6 +75,10 @@ fn every_action_and_every_request_is_counted() {
             "{action} from the start"
         );
     }
+    let of_old = include_str!("../go-broker/metrics_used.txt").split("action=\"").skip(1);
+    for action in of_old.map(|it| it.split('"').next().unwrap()) {
+        assert!(REQUESTS.iter().any(|it| it.2 == action), "the old broker counted {action}");
+    }
     let mut counted: Vec<(&str, &str, String)> = Vec::new();
     for (index, (method, path, _, route)) in REQUESTS.iter().enumerate() {
         for _ in 0..=index {

@@ -77,7 +77,14 @@ fn the_old_binarys_command_line_still_starts_and_says_what_has_no_effect() {
         "-authenticate-k8s-token=false",
         "-name-prefix",
         "",
+        "-database-url",
+        "",
     ];
+    let help = include_str!("../../go-broker/cli_help.txt");
+    for flag in help.lines().filter_map(|it| it.strip_prefix("  -")?.split(' ').next()) {
+        let is_given = |it: &&str| it.trim_start_matches('-').split('=').next() == Some(flag);
+        assert!(old.iter().any(is_given) || flag == "background-tasks", "the old binary knew -{flag}");
+    }
     let variables = [("GLOG_logtostderr", "1"), ("GLOG_log_dir", "/hush"), ("STACKIMPACT", "hush")];
     for role in [&[][..], &["-background-tasks"]] {
         let mut process = Broker::start(&mut broker(&[&old[..], role].concat(), &variables));
@@ -254,7 +261,7 @@ fn a_request_that_waits_for_its_task_is_answered_before_the_process_ends() {
 
 /// The api is there without its database, says so, and serves as soon as `mend` has let it in.
 fn starts_without(url: &str, mend: impl FnOnce()) {
-    let (mut process, address) = start_api(&mut broker(&[], &[("DATABASE_URL", url)]));
+    let (mut process, address) = start_api(&mut broker(&[], &[("DATABASE_URL", url), ("WAIT_SECONDS", "1")]));
     assert_eq!(ask(&address, "GET", "/healthz", ""), (200, "OK".to_owned()));
     assert_eq!(ask(&address, "GET", "/readyz", "").0, 503);
     for path in ["/v2/catalog", "/v2/service_instances/a/last_operation"] {
