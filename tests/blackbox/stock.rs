@@ -33,12 +33,19 @@ pub(crate) fn wait_for_stock(setup: &Setup, count: usize) -> Vec<String> {
 
 /// Says of all instances that they were looked at too long ago.
 fn age_checks(setup: &Setup) {
+    age_checks_by(setup, 11);
+}
+
+/// Says of all instances that they were looked at so many minutes ago.
+fn age_checks_by(setup: &Setup, minutes: u32) {
     // The plans must not have been edited since.
-    let sql = "alter table plans disable trigger user;
+    let sql = format!(
+        "alter table plans disable trigger user;
         update plans set updated = updated - interval '1 day';
         alter table plans enable trigger user;
-        update tasks set finished = now() - interval '11 minutes' where action in ('provision', 'check')";
-    setup.database.connect().batch_execute(sql).unwrap();
+        update tasks set finished = now() - interval '{minutes} minutes' where action in ('provision', 'check')"
+    );
+    setup.database.connect().batch_execute(&sql).unwrap();
 }
 
 /// Waits until a worker has looked after the stock once more: it then removes what nobody finished.

@@ -9,19 +9,23 @@ use super::*;
 #[test]
 fn a_claim_does_not_wait_for_aws() {
     const LATENCY: Duration = Duration::from_millis(500);
+    const INSTANCES: [&str; 5] = ["one", "two", "three", "four", "five"];
     let relay = relay();
     let setup = Setup::new().with("WAIT_SECONDS", "0").through(&relay);
     let (api, _worker) = (setup.api(&[]), setup.worker());
-    keep(&setup, SHIELD_VERSIONED, 2);
-    let stock = wait_for_stock(&setup, 2);
+    keep(&setup, SHIELD_VERSIONED, INSTANCES.len());
+    let stock = wait_for_stock(&setup, INSTANCES.len());
     relay.slow_down(LATENCY);
-    for (instance, name) in ["one", "two"].iter().zip(&stock) {
+    let mut took = INSTANCES.map(|instance| {
         let began = Instant::now();
         let answer = api.provision(instance, SHIELD_VERSIONED);
-        let took = began.elapsed();
-        eprintln!("claimed in {took:?}, with {LATENCY:?} for each call to AWS");
         assert_eq!(answer.status, 201, "{}", answer.text);
-        assert!(took < LATENCY, "{took:?}");
+        began.elapsed()
+    });
+    took.sort();
+    eprintln!("claimed in {took:?}, with {LATENCY:?} for each call to AWS");
+    assert!(took[4] < LATENCY && took[2] < Duration::from_millis(100), "{took:?}");
+    for (instance, name) in INSTANCES.iter().zip(&stock).take(2) {
         let credentials = api.bind(instance, "b");
         assert_eq!(credentials["S3_BUCKET"].as_str(), Some(name.as_str()));
         let put =
@@ -38,7 +42,7 @@ fn a_claim_does_not_wait_for_aws() {
     let state = api.get("/v2/service_instances/one/last_operation");
     assert_eq!((state.status, state.json["state"].as_str()), (200, Some("succeeded")));
     relay.calm_down();
-    let stock = wait_for_stock(&setup, 2);
+    let stock = wait_for_stock(&setup, INSTANCES.len());
     api.remove("one", SHIELD_VERSIONED);
     assert_eq!(
         api.provision("one", SHIELD_VERSIONED).status,
@@ -48,8 +52,7 @@ fn a_claim_does_not_wait_for_aws() {
     api.wait_for_state("one", "succeeded");
     assert_eq!(ready(&setup), stock);
     keep(&setup, SHIELD_VERSIONED, 0);
-    api.remove("one", SHIELD_VERSIONED);
-    api.remove("two", SHIELD_VERSIONED);
+    INSTANCES.iter().for_each(|instance| api.remove(instance, SHIELD_VERSIONED));
     wait_for_stock(&setup, 0);
     assert_eq!(setup.left_in_aws(), Vec::<String>::new());
 }

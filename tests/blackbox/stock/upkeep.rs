@@ -60,6 +60,10 @@ fn stock_is_looked_at_and_what_is_broken_is_replaced() {
     let key = &keys_of(keyless)[0];
     ask_iam(&format!("Action=DeleteAccessKey&Version=2010-05-08&UserName={keyless}&AccessKeyId={key}"));
     put_object(used, "somebodys");
+    age_checks_by(&setup, 9);
+    wait_for_look(&setup);
+    let checks = "select count(*)::text from tasks where action = 'check'";
+    assert_eq!(setup.database.text(checks).as_deref(), Some("0"), "not yet");
     age_checks(&setup);
     let state = |name: &str, action: &str| {
         let sql = format!(
