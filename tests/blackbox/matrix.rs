@@ -128,6 +128,9 @@ fn run(case: &Case, clean: &str) {
         Mode::TakenOver | Mode::Late | Mode::Outlived => {
             let other = if case.mode == Mode::Outlived { scene.outlive() } else { scene.take_over(&worker) };
             scene.wait_for_end(case.kind);
+            if case.mode == Mode::Outlived {
+                worker.wait_for_log(&format!(" kind={} ", case.kind.action())); // it has done what it would do
+            }
             assert_eq!(worker.terminate(), Some(0), "{case:?}");
             worker = other;
         }

@@ -158,7 +158,8 @@ impl Scene {
 
     /// One that waits for the database for longer than its lease holds.
     pub(super) fn patient_worker(&self) -> Broker {
-        Broker::start(self.setup.worker_command().env("STATEMENT_TIMEOUT_SECONDS", "10"))
+        // It says also that a run ends in waiting.
+        Broker::start(self.setup.worker_command().env("STATEMENT_TIMEOUT_SECONDS", "10").env("GLOG_v", "1"))
     }
 
     /// Waits until the task has ended, and what follows it at once.
