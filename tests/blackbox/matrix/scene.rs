@@ -156,9 +156,13 @@ impl Scene {
         self.setup.worker()
     }
 
-    /// One that waits for the database for longer than its lease holds.
+    /// One that says also which calls it makes, and that a run ends in waiting.
+    pub(super) fn talkative_worker(&self) -> Broker {
+        Broker::start(self.setup.worker_command().env("GLOG_v", "1"))
+    }
+
+    /// The same, and it waits for the database for longer than its lease holds.
     pub(super) fn patient_worker(&self) -> Broker {
-        // It says also that a run ends in waiting.
         Broker::start(self.setup.worker_command().env("STATEMENT_TIMEOUT_SECONDS", "10").env("GLOG_v", "1"))
     }
 
