@@ -94,9 +94,11 @@ fn a_worker_without_a_key_says_so_and_waits_until_there_is_one() {
     worker.wait_for_log("not known to AWS, tasks will wait: cause=no credentials");
     assert_eq!(api.provision("one", BASIC).status, 202);
     worker.wait_for_log("task will be retried: ");
-    let answer = api.get("/v2/service_instances/one/last_operation");
-    assert_eq!(answer.json["state"], "in progress", "{}", answer.text);
-    assert_eq!(answer.json["description"], "the broker has no AWS credentials");
+    eventually("the platform is told why", PATIENCE, || {
+        let answer = api.get("/v2/service_instances/one/last_operation"); // the log says so before the row does
+        assert_eq!(answer.json["state"], "in progress", "{}", answer.text);
+        (answer.json["description"] == "the broker has no AWS credentials").then_some(())
+    });
     std::fs::rename(&away, &file).unwrap();
     api.wait_for_state("one", "succeeded");
     api.remove("one", BASIC);
