@@ -130,7 +130,10 @@ pub(super) fn renew(store: &Store, held: &[Arc<Lease>], lease: Duration) {
                 }
             }
             // Somebody else has it, or writes its row at this moment.
-            None => drop(held.note(store.look_at_claim(&held.claim))),
+            None => {
+                log::debug!("lease not renewed at once, its claim is looked at: task={}", held.claim.task);
+                held.note(store.look_at_claim(&held.claim));
+            }
         }
     }
 }

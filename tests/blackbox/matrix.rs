@@ -99,9 +99,16 @@ fn record(kind: Kind, plan: &str) -> (Vec<Place>, String) {
     panic!("{kind:?}: no clean run in {CLEAN_TRIES}");
 }
 
-/// The first line of a worker's log that tells of a call, a run or a settling that did not do.
+/// The first line of a worker's log that tells of a call, a run or a settling that did not do, or of one more look at
+/// the claim than the calls make.
 fn what_was_repeated(log: &str) -> Option<&str> {
-    let signs = ["task will be retried: ", "task waits: ", "task not settled", " attempt=2"];
+    let signs = [
+        "task will be retried: ",
+        "task waits: ",
+        "task not settled",
+        " attempt=2",
+        "lease not renewed at once",
+    ];
     log.lines().find(|line| signs.iter().any(|it| line.contains(it)))
 }
 
