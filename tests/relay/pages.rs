@@ -43,43 +43,61 @@ pub(crate) fn shorten(call: &Call, answer: &mut Answer) {
     }
 }
 
-/// Where the page that is asked for begins.
-fn offset(marker: Option<&str>) -> usize {
-    marker.and_then(|it| it.strip_prefix(MARKER)?.parse().ok()).unwrap_or(0)
+/// What tells an entry from the others of its list.
+fn name_of(entry: &str) -> &str {
+    let names = ["Name", "AccessKeyId", "VersionId", "PolicyName", "UserName", "member"];
+    let inside = |name: &&str| between(entry, &format!("<{name}>"), &format!("</{name}>"));
+    names.iter().find_map(inside).unwrap_or_default()
+}
+
+/// The names of the entries on the page that is asked for, and the marker of the next if there is one. A page ends
+/// between two names: what comes or goes elsewhere in the list moves nothing over its end.
+fn page<'t>(
+    text: &'t str,
+    entries: &[(usize, usize)],
+    marker: Option<&str>,
+    count: usize,
+) -> (Vec<&'t str>, Option<String>) {
+    let after = marker.and_then(|it| it.strip_prefix(MARKER)).unwrap_or_default();
+    let names = entries.iter().map(|(from, to)| name_of(&text[*from..*to]));
+    let mut names: Vec<&str> = names.filter(|it| *it > after).collect();
+    names.sort_unstable();
+    let is_last = names.len() <= count;
+    names.truncate(count);
+    let next = names.last().filter(|_| !is_last).map(|it| format!("{MARKER}{it}"));
+    (names, next)
+}
+
+/// The text with the entries of these names.
+fn keep_named(text: &str, entries: &[(usize, usize)], names: &[&str]) -> String {
+    let name = |number: usize| name_of(&text[entries[number].0..entries[number].1]);
+    keep(text, entries, |number| names.contains(&name(number)))
 }
 
 /// An IAM list: `<X><member>…</member></X><IsTruncated>false</IsTruncated>`.
-fn shorten_members(call: &Call, text: &str, page: usize) -> Option<String> {
-    let offset = offset(call.parameter("Marker"));
-    let entries = elements(text, "member");
-    if offset == 0 && entries.len() <= page {
-        return None;
-    }
-    let kept = offset..(offset + page).min(entries.len());
-    let is_last = kept.end >= entries.len();
-    let marker = format!("{MARKER}{}", kept.end);
-    let text = keep(text, &entries, |number| kept.contains(&number));
-    let end = match is_last {
-        true => "<IsTruncated>false</IsTruncated>".to_owned(),
-        false => format!("<IsTruncated>true</IsTruncated><Marker>{marker}</Marker>"),
+fn shorten_members(call: &Call, text: &str, count: usize) -> Option<String> {
+    let (entries, marker) = (elements(text, "member"), call.parameter("Marker"));
+    let (names, next) = page(text, &entries, marker, count);
+    let end = match next {
+        None if marker.is_none() => return None,
+        None => "<IsTruncated>false</IsTruncated>".to_owned(),
+        Some(next) => format!("<IsTruncated>true</IsTruncated><Marker>{next}</Marker>"),
     };
+    let text = keep_named(text, &entries, &names);
     let result = format!("</{}Result>", call.operation);
     Some(without(&without(&text, "IsTruncated"), "Marker").replace(&result, &format!("{end}{result}")))
 }
 
 /// The list of buckets, for those who can read pages.
 fn shorten_buckets(call: &Call, text: &str) -> Option<String> {
-    let offset = offset(call.query("continuation-token"));
-    let entries = elements(text, "Bucket");
-    if offset == 0 && entries.len() <= OF_ACCOUNT {
-        return None;
-    }
-    let kept = offset..(offset + OF_ACCOUNT).min(entries.len());
-    let token = match kept.end >= entries.len() {
-        true => String::new(),
-        false => format!("<ContinuationToken>{MARKER}{}</ContinuationToken>", kept.end),
+    let (entries, marker) = (elements(text, "Bucket"), call.query("continuation-token"));
+    let (names, next) = page(text, &entries, marker, OF_ACCOUNT);
+    let token = match next {
+        None if marker.is_none() => return None,
+        None => String::new(),
+        Some(next) => format!("<ContinuationToken>{next}</ContinuationToken>"),
     };
-    let text = without(&keep(text, &entries, |number| kept.contains(&number)), "ContinuationToken");
+    let text = without(&keep_named(text, &entries, &names), "ContinuationToken");
     let end = "</ListAllMyBucketsResult>";
     Some(text.replace(end, &format!("{token}{end}")))
 }
@@ -162,17 +180,37 @@ mod tests {
 
     #[test]
     fn members_come_one_by_one() {
-        let body = "<ListAccessKeysResult><A><member><B><member>1</member></B></member><member>2</member></A>\
-            <IsTruncated>false</IsTruncated></ListAccessKeysResult>";
+        let key = |id: &str| {
+            format!(
+                "<member><B><member>x</member></B><UserName>u</UserName><AccessKeyId>{id}</AccessKeyId></member>"
+            )
+        };
+        let list = |keys: &[&str], end: &str| {
+            let keys: String = keys.iter().map(|it| key(it)).collect();
+            format!("<ListAccessKeysResult><A>{keys}</A>{end}</ListAccessKeysResult>")
+        };
+        let last = "<IsTruncated>false</IsTruncated>";
+        let more = "<IsTruncated>true</IsTruncated><Marker>relay-page-k1</Marker>";
+        assert_eq!(shortened("ListAccessKeys", &[], &list(&["k2", "k1"], last)), list(&["k1"], more));
+        let asked = [("Marker", "relay-page-k1")];
+        assert_eq!(shortened("ListAccessKeys", &asked, &list(&["k2", "k1"], last)), list(&["k2"], last));
         assert_eq!(
-            shortened("ListAccessKeys", &[], body),
-            "<ListAccessKeysResult><A><member><B><member>1</member></B></member></A>\
-             <IsTruncated>true</IsTruncated><Marker>relay-page-1</Marker></ListAccessKeysResult>"
+            shortened("ListAccessKeys", &asked, &list(&["k2"], last)),
+            list(&["k2"], last),
+            "one went"
         );
-        assert_eq!(
-            shortened("ListAccessKeys", &[("Marker", "relay-page-1")], body),
-            "<ListAccessKeysResult><A><member>2</member></A><IsTruncated>false</IsTruncated></ListAccessKeysResult>"
-        );
+    }
+
+    #[test]
+    fn what_comes_and_goes_moves_nothing_over_the_end_of_a_page() {
+        let list = |numbers: std::ops::Range<usize>| {
+            let buckets = numbers.map(|it| format!("<Bucket><Name>b{it:03}</Name></Bucket>"));
+            format!("<ListAllMyBucketsResult>{}</ListAllMyBucketsResult>", buckets.collect::<String>())
+        };
+        let first = shortened("ListBuckets", &[("max-buckets", "1000")], &list(0..150));
+        let token = between(&first, "<ContinuationToken>", "</ContinuationToken>").unwrap();
+        let asked = [("max-buckets", "1000"), ("continuation-token", token)];
+        assert_eq!(shortened("ListBuckets", &asked, &list(50..150)), list(100..150));
     }
 
     #[test]
