@@ -76,8 +76,9 @@ pub(super) fn reset_at_once(target: &Target) -> Found {
         let mut client = target.connect().map_err(|err| err.to_string())?;
         client.send(get("/healthz")).and_then(|()| client.reset()).map_err(|err| err.to_string())?;
     }
-    target.is_up()?;
-    target.has_not_panicked()
+    let up = target.is_up();
+    target.has_not_panicked()?; // which may also be why it is not up
+    up
 }
 
 /// More connections than there are descriptors, held and then let go. tiny_http ends its loop at the first

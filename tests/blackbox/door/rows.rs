@@ -153,8 +153,21 @@ fn no_attack_hurts_the_gate() {
     assert!(rss < 64, "{rss} MiB are used after all attacks");
 }
 
-/// Runs one attack on a server of its own; what is not as the table says.
+/// How often an attack may be tried until it hurts: some are races.
+const BARE_TRIES: usize = 3;
+
+/// Runs one attack on servers of its own; what is not as the table says.
 fn at_bare_tiny_http(row: &Row) -> Option<String> {
+    let tries = if matches!(row.bare, Bare::Passes) { 1 } else { BARE_TRIES };
+    let mut wrong = None;
+    for _ in 0..tries {
+        wrong = Some(try_at_bare_tiny_http(row)?);
+    }
+    wrong
+}
+
+/// Runs it on one server.
+fn try_at_bare_tiny_http(row: &Row) -> Option<String> {
     let (workers, wanted) = match row.bare {
         Bare::Fails { workers, with } => (workers, Some(with)),
         Bare::Passes => (0, None),
