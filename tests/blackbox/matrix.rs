@@ -99,17 +99,28 @@ fn record(kind: Kind, plan: &str) -> (Vec<Place>, String) {
     panic!("{kind:?}: no clean run in {CLEAN_TRIES}");
 }
 
-/// The first line of a worker's log that tells of a call, a run or a settling that did not do, or of one more look at
-/// the claim than the calls make.
+/// What a worker's log says when a call, a run or a settling did not do, or when a claim was looked at once more than
+/// the calls do.
+const SIGNS: [&str; 5] =
+    ["task will be retried: ", "task waits: ", "task not settled", " attempt=2", "lease not renewed at once"];
+
+/// The first line of a worker's log with one of [`SIGNS`].
 fn what_was_repeated(log: &str) -> Option<&str> {
-    let signs = [
-        "task will be retried: ",
-        "task waits: ",
-        "task not settled",
-        " attempt=2",
-        "lease not renewed at once",
+    log.lines().find(|line| SIGNS.iter().any(|it| line.contains(it)))
+}
+
+#[test]
+fn signs_are_what_the_worker_says() {
+    let sources = [
+        include_str!("../../src/aws/send.rs"),
+        include_str!("../../src/worker.rs"),
+        include_str!("../../src/worker/lease.rs"),
+        include_str!("../../src/worker/settle.rs"),
     ];
-    log.lines().find(|line| signs.iter().any(|it| line.contains(it)))
+    for sign in SIGNS {
+        let written = sign.replace("=2", "={attempt}");
+        assert!(sources.iter().any(|it| it.contains(&written)), "nobody says {sign:?}");
+    }
 }
 
 /// Runs a case and compares its end with the clean one's.
