@@ -156,9 +156,14 @@ impl Scene {
         self.setup.worker()
     }
 
-    /// One that says also which calls it makes, and that a run ends in waiting.
+    /// One that says also which calls it makes, and that a run ends in waiting. It finds its task once AWS has told it
+    /// whose key it has: a task that is faster asks that itself, and looks at its claim once more for it.
     pub(super) fn talkative_worker(&self) -> Broker {
-        Broker::start(self.setup.worker_command().env("GLOG_v", "1"))
+        self.proxy.turn(Mood::Held);
+        let worker = Broker::start(self.setup.worker_command().env("GLOG_v", "1"));
+        worker.wait_for_log(" known to AWS: ");
+        self.proxy.turn(Mood::Open);
+        worker
     }
 
     /// The same, and it waits for the database for longer than its lease holds.
