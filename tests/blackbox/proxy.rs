@@ -185,6 +185,11 @@ impl Proxy {
         assert!(struck, "no fault within {limit:?}; counted: {:?}", self.points());
     }
 
+    /// Whether the fault has happened.
+    pub(crate) fn has_struck(&self) -> bool {
+        self.shared.lock().struck
+    }
+
     /// Connections that are open now, silent ones included.
     pub(crate) fn connections(&self) -> usize {
         let state = self.shared.lock();

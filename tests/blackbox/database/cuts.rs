@@ -102,7 +102,11 @@ fn worker_behind_proxy() -> (Setup, Proxy, Broker) {
     (setup, proxy, api)
 }
 
-/// Cuts the worker of a provision after each of these of its statements.
+/// Whether the worker has settled a task.
+const FINISHED: &str = "select 'yes' from tasks where status = 'finished'";
+
+/// Cuts the worker of a provision after each of these of its statements. A clean run that looked at its claim once more
+/// counts more of them than there are: so without the last few the work may end.
 fn cut_worker_after(points: &[String], chosen: impl Fn(usize) -> bool + Sync) {
     for_each(1..points.len() + 1, |number| {
         if !chosen(number) {
@@ -113,7 +117,10 @@ fn cut_worker_after(points: &[String], chosen: impl Fn(usize) -> bool + Sync) {
         proxy.arm(Point::Number(number), Fault::After);
         let worker = setup.worker();
         assert_eq!(api.provision("one", BASIC).status, 202, "{case}");
-        proxy.wait_until_struck(PATIENCE);
+        eventually("the cut, or the end", PATIENCE, || {
+            (proxy.has_struck() || setup.database.text(FINISHED).is_some()).then_some(())
+        });
+        assert!(proxy.has_struck() || number + 3 > points.len(), "{case}: ended without it");
         api.wait_for_state("one", "succeeded");
         drop((worker, api, proxy));
         setup.check_one_of_each();
@@ -128,8 +135,7 @@ fn a_worker_cut_after_any_statement_of_a_provision_goes_on() {
         let (setup, proxy, api) = worker_behind_proxy();
         let _worker = setup.worker();
         api.provide("one", BASIC);
-        let finished = "select 'yes' from tasks where status = 'finished'";
-        eventually("it is settled", PATIENCE, || setup.database.text(finished));
+        eventually("it is settled", PATIENCE, || setup.database.text(FINISHED));
         proxy.points()
     };
     let seed = std::process::id() as usize % EVERY;
