@@ -88,7 +88,7 @@ fn record(kind: Kind, plan: &str) -> (Vec<Place>, String) {
     for _ in 0..CLEAN_TRIES {
         let mut scene = Scene::prepare(kind, plan);
         scene.begin();
-        let mut worker = scene.talkative_worker();
+        let mut worker = scene.recorded_worker();
         scene.wait_for_end(kind);
         assert_eq!(worker.terminate(), Some(0));
         match what_was_repeated(&worker.log()) {

@@ -81,15 +81,19 @@ pub(crate) fn for_each(numbers: std::ops::Range<usize>, test: impl Fn(usize) + S
     });
 }
 
-/// Kills a worker when the relay has struck. A clean run in which a call was repeated counts more calls than there are:
-/// so of the last numbers, with no more than a few `left`, the work may end without it.
+/// A clean run in which something was repeated counts more steps than there are: with no more than so many left, the
+/// work may end without the one that is waited for.
+pub(crate) const REPEATED_MAX: usize = 3;
+
+/// Kills a worker when the relay has struck, or the work has ended with few calls `left`, see [`REPEATED_MAX`].
 pub(crate) fn kill_when_struck(setup: &Setup, relay: &Relay, worker: &mut Broker, left: usize) {
     let open = "select 'yes' from tasks where status in ('pending', 'started')
         and action not in ('sweep', 'remove-unknown-keys')";
     eventually("the call, or the end", PATIENCE, || {
         (relay.struck() > 0 || setup.database.text(open).is_none()).then_some(())
     });
-    assert!(relay.struck() > 0 || left <= 3, "ended without the call, {left} left: {:?}", relay.calls());
+    let may_end = relay.struck() > 0 || left <= REPEATED_MAX;
+    assert!(may_end, "ended without the call, {left} left: {:?}", relay.calls());
     worker.kill();
 }
 

@@ -105,8 +105,8 @@ fn worker_behind_proxy() -> (Setup, Proxy, Broker) {
 /// Whether the worker has settled a task.
 const FINISHED: &str = "select 'yes' from tasks where status = 'finished'";
 
-/// Cuts the worker of a provision after each of these of its statements. A clean run that looked at its claim once more
-/// counts more of them than there are: so without the last few the work may end.
+/// Cuts the worker of a provision after each of these of its statements; it may end without the last few, see
+/// [`REPEATED_MAX`].
 fn cut_worker_after(points: &[String], chosen: impl Fn(usize) -> bool + Sync) {
     for_each(1..points.len() + 1, |number| {
         if !chosen(number) {
@@ -120,7 +120,8 @@ fn cut_worker_after(points: &[String], chosen: impl Fn(usize) -> bool + Sync) {
         eventually("the cut, or the end", PATIENCE, || {
             (proxy.has_struck() || setup.database.text(FINISHED).is_some()).then_some(())
         });
-        assert!(proxy.has_struck() || number + 3 > points.len(), "{case}: ended without it");
+        let left = points.len() + 1 - number;
+        assert!(proxy.has_struck() || left <= REPEATED_MAX, "{case}: ended without it");
         api.wait_for_state("one", "succeeded");
         drop((worker, api, proxy));
         setup.check_one_of_each();

@@ -156,9 +156,10 @@ impl Scene {
         self.setup.worker()
     }
 
-    /// One that says also which calls it makes, and that a run ends in waiting. It finds its task once AWS has told it
-    /// whose key it has: a task that is faster asks that itself, and looks at its claim once more for it.
-    pub(super) fn talkative_worker(&self) -> Broker {
+    /// One whose run is recorded: it says also which calls it makes, and that a run ends in waiting. It finds its task
+    /// once AWS has told it whose key it has: a task that is faster asks that itself, and looks at its claim once more
+    /// for it.
+    pub(super) fn recorded_worker(&self) -> Broker {
         self.proxy.turn(Mood::Held);
         let worker = Broker::start(self.setup.worker_command().env("GLOG_v", "1"));
         worker.wait_for_log(" known to AWS: ");
@@ -166,7 +167,7 @@ impl Scene {
         worker
     }
 
-    /// The same, and it waits for the database for longer than its lease holds.
+    /// One that waits for the database for longer than its lease holds; it says also how a run ended in waiting.
     pub(super) fn patient_worker(&self) -> Broker {
         Broker::start(self.setup.worker_command().env("STATEMENT_TIMEOUT_SECONDS", "10").env("GLOG_v", "1"))
     }
